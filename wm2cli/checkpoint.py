@@ -1,0 +1,233 @@
+"""Checkpoints: one safetensors file that holds everything a forecast needs.
+
+The header carries one JSON document (`wm2`) with a format number: model, configuration with its schemas, statistics,
+origin of static fields, training data, licence, and a digest of all tensors. Nothing is unpickled. The sha256 of the
+file is the checkpoint's identity and goes into every forecast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import wm2cli
+from wm2cli.config import from_mapping, to_mapping
+from wm2cli.errors import CheckpointError, ResourceError, Wm2Error
+from wm2cli.grid import Grid
+from wm2cli.models import MODELS, Model
+from wm2cli.state import Normalizer
+
+FORMAT = 1
+"""Format number of the files this version writes and reads."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says about itself.
+
+    Args:
+        model: Key of `MODELS`.
+        name: Name of the weights, for people and files.
+        config: Architecture and schemas.
+        normalizer: Statistics of all channels.
+        trained: Whether the weights have seen data at all.
+        training: Data, recipe and metrics of the training, for people; empty when untrained.
+        static: Origin of each static field; a field that is not named is zero.
+        licence: SPDX identifier.
+        created: wm2 version that wrote the file.
+        digest: sha256 over names, shapes, types and bytes of all tensors in order of their names.
+    """
+
+    model: str
+    name: str
+    config: Any
+    normalizer: Normalizer
+    trained: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+    static: Mapping[str, str] = field(default_factory=dict)
+    licence: str = "MIT"
+    created: str = f"wm2 {wm2cli.__version__}"
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Args:
+        model: Network in eval mode with its weights.
+        header: What the file says about itself.
+        static: Static fields by name, (H, W) float32.
+        sha256: Identity of the file.
+        path: Where it was read.
+    """
+
+    model: Model
+    header: Header
+    static: Mapping[str, Tensor]
+    sha256: str
+    path: Path
+
+
+def save(path: Path, model: Model, header: Header, static: Mapping[str, Tensor]) -> None:
+    """Writes a checkpoint; the name appears only when the file is complete.
+
+    Args:
+        path: Target; its folder must exist.
+        model: The network whose parameters are stored.
+        header: As described above; its digest is filled in here.
+        static: Static fields by name, (H, W).
+
+    Raises:
+        ResourceError: The folder does not exist, is not writable, or the disk is full.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError("only torch modules can be saved")
+    tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors |= {f"static.{name}": value.detach().cpu().float().contiguous() for name, value in static.items()}
+    tensors["grid.lat"] = torch.from_numpy(model.grid.lat.copy())
+    tensors["grid.lon"] = torch.from_numpy(model.grid.lon.copy())
+    document = {
+        "format": FORMAT,
+        "model": header.model,
+        "name": header.name,
+        "config": to_mapping(header.config),
+        "normalizer": header.normalizer.to_dict(),
+        "trained": header.trained,
+        "training": dict(header.training),
+        "static": dict(header.static),
+        "licence": header.licence,
+        "created": header.created,
+        "digest": _digest(tensors),
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, partial, metadata={"wm2": json.dumps(document)})
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise ResourceError(f"cannot write {path}: {error}", hint="check the folder, its rights and the free space") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_header(path: Path) -> tuple[Header, dict[str, tuple[int, ...]]]:
+    """The header, and the shape of every tensor, without reading the tensors.
+
+    Raises:
+        CheckpointError: No such file, not a checkpoint, damaged, or of another format.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there are no weights at {path}", hint="make untrained ones with `wm2 weights init`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}",
+                              hint="copy or make it again; the file may be cut short") from error  # fmt: skip
+    if "wm2" not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file but not a wm2 checkpoint: it has no 'wm2' header")
+    try:
+        document = json.loads(metadata["wm2"])
+        number = document["format"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the header of {path} is damaged: {error!r}") from error
+    if number != FORMAT:
+        newer = isinstance(number, int) and number > FORMAT
+        raise CheckpointError(
+            f"{path} has checkpoint format {number}, this wm2 {wm2cli.__version__} reads format {FORMAT}",
+            hint="install a newer wm2" if newer else "convert the file with the wm2 that wrote it",
+        )
+    return _parse(path, document), shapes
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """The model of a checkpoint on a device, in eval mode.
+
+    Raises:
+        CheckpointError: As `read_header`; or tensors are missing, unexpected, mis-shaped or damaged (all are listed).
+    """
+    header, shapes = read_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if _digest(tensors) != header.digest:
+        raise CheckpointError(f"{path} is damaged: its tensors do not match the digest in its header",
+                              hint="copy or download the file again")  # fmt: skip
+    static = {name.removeprefix("static."): value for name, value in tensors.items() if name.startswith("static.")}
+    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    _, network = MODELS[header.model]
+    try:
+        grid = Grid(tensors["grid.lat"].numpy(), tensors["grid.lon"].numpy())
+        with torch.device("meta"):  # parameters come from the file, so none are drawn
+            model = network(header.config, grid, header.normalizer, static)
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks {error}") from error
+    except Wm2Error as error:
+        raise CheckpointError(f"the model of {path} cannot be built: {error.message}", problems=error.problems) from error
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    problems = [f"{name} is missing" for name in wanted if name not in weights]
+    problems += [f"{name} is not part of the model" for name in weights if name not in wanted]
+    problems += [f"{name} is {tuple(weights[name].shape)}, expected {shape}" for name, shape in wanted.items()
+                 if name in weights and tuple(weights[name].shape) != shape]  # fmt: skip
+    if problems:
+        raise CheckpointError(f"the tensors of {path} do not fit its model", problems=problems)
+    model.load_state_dict(weights, assign=True)
+    model.to(device).eval().requires_grad_(False)
+    return Checkpoint(model, header, static, file_sha256(path), path)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _parse(path: Path, document: Mapping[str, Any]) -> Header:
+    try:
+        kind = document["model"]
+        if kind not in MODELS:
+            raise CheckpointError(f"{path} holds a '{kind}', this wm2 knows {', '.join(MODELS)}")
+        return Header(
+            model=kind,
+            name=str(document["name"]),
+            config=from_mapping(MODELS[kind][0], document["config"]),
+            normalizer=Normalizer.from_dict(document["normalizer"]),
+            trained=bool(document["trained"]),
+            training=document["training"],
+            static=document["static"],
+            licence=str(document["licence"]),
+            created=str(document["created"]),
+            digest=str(document["digest"]),
+        )
+    except CheckpointError:
+        raise
+    except Wm2Error as error:
+        raise CheckpointError(f"the header of {path} cannot be used: {error.message}", problems=error.problems) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"the header of {path} is damaged: {error!r}") from error
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    # safetensors has no checksum of its own: a flipped bit in a weight would otherwise run as if nothing were wrong.
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        if value.numel():
+            digest.update(value.view(torch.uint8).numpy().data if value.dim() else value.reshape(1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

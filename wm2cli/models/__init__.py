@@ -1,0 +1,49 @@
+"""The models and the protocol they share.
+
+A model knows three verbs: `encode` a state into its latent, `advance` the latent by one of its steps, `decode` it into
+a state. What lies between is its own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from wm2cli.grid import Grid
+from wm2cli.models.latent import Latent
+from wm2cli.models.weathermesh2 import WeatherMesh2, WeatherMesh2Config
+from wm2cli.schema import Schema
+from wm2cli.state import Normalizer, State
+
+__all__ = ["MODELS", "Latent", "Model"]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A weather model.
+
+    Laws, tested for every model: right time and grid; other step lengths are refused; inputs stay untouched; no memory
+    in the module, so one latent can be advanced along two branches; a batch of two equals two batches of one; eval mode
+    is deterministic.
+    """
+
+    config: Any
+    grid: Grid
+    schema_in: Schema
+    schema_out: Schema
+    normalizer: Normalizer
+    steps: tuple[int, ...]
+    """Step lengths in hours, longest first."""
+
+    def encode(self, states: State | Mapping[str, State]) -> Latent:
+        """The latent of an analysis."""
+
+    def advance(self, latent: Latent, hours: int) -> Latent:
+        """The latent one step later."""
+
+    def decode(self, latent: Latent) -> State:
+        """The state of a latent."""
+
+
+MODELS: dict[str, tuple[type[Any], type[Any]]] = {"weathermesh2": (WeatherMesh2Config, WeatherMesh2)}
+"""Configuration and network of each model, by the name in a checkpoint's header."""

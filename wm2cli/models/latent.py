@@ -1,0 +1,22 @@
+"""The state of a model between encode and decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """What a model carries from step to step; opaque outside the model.
+
+    Args:
+        x: (B, ...) in the model's own shape.
+        time: (B,) datetime64[s], UTC: the time the latent stands for.
+    """
+
+    x: Tensor
+    time: NDArray[np.datetime64]

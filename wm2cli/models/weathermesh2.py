@@ -1,0 +1,384 @@
+"""WeatherMesh-2: encoders, latent processors and decoder on 3-D neighborhood attention.
+
+The latent is a tensor (B, D, Y, X, C): D - 1 slots of pressure levels from the top down and one slot of the surface. It
+is the residual stream of the whole model and its only path of information: a forecast is encoded once, advanced by any
+sequence of processors, and decoded where a field is wanted. The processors are not told the time; the latent carries it.
+
+Sources: WindBorne, WeatherMesh-2 technical blog (2025); arXiv 2503.22235 and the public WeatherMesh-3 architecture for
+what the blog leaves open (surface codec, constants). See the README for how this differs from the public code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wm2cli.errors import ConfigError, UsageError
+from wm2cli.forcings import forcing_fields
+from wm2cli.grid import Grid
+from wm2cli.models.latent import Latent
+from wm2cli.models.layers import Down, Norm, Residual, Rotary, Transformer, Up, sincos_code
+from wm2cli.schema import Schema
+from wm2cli.state import Normalizer, State
+
+SOIL_TYPES = 8
+"""Classes of ERA5's soil type, 0 (none) to 7."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """One encoder: the analysis it reads.
+
+    Args:
+        name: `era5`, `gfs`, `hres`, ...
+        schema: What it reads.
+        weight: Share in the blend when several analyses are given.
+        unused_channels: Surface inputs that are always zero, kept for compatibility of shapes (WeatherMesh-3: 9).
+    """
+
+    name: str
+    schema: Schema
+    weight: float = 1.0
+    unused_channels: int = 0
+
+
+@dataclass(frozen=True)
+class ProcessorConfig:
+    """One processor: the hours it advances the latent, and its depth in blocks."""
+
+    hours: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class WeatherMesh2Config:
+    """The architecture.
+
+    Args:
+        encoders: One or more; all share one latent space.
+        processors: Step lengths and depths.
+        schema_out: What the decoder writes.
+        width: Channels C of the latent.
+        heads: Attention heads; width / heads channels each.
+        patch: Levels, rows and columns of a token.
+        window: Attention window in tokens: depth, rows, columns.
+        encoder_blocks, decoder_blocks: Transformer blocks in the codecs.
+        surface_widths: Channels of the surface codec's stages, fine to coarse; one stage halves rows and columns.
+        codec_norm: `pixel` is local; `instance` takes statistics over the globe (WeatherMesh-3).
+        position: `rotary` has no seam; `sincos` is WeatherMesh-3's absolute code.
+        south_row: Appends the reflected south row before the surface stages (WeatherMesh-3).
+        decoder_forcing: The decoder sees the forcings at its valid time beside the constants.
+    """
+
+    encoders: tuple[EncoderConfig, ...]
+    processors: tuple[ProcessorConfig, ...]
+    schema_out: Schema
+    width: int
+    heads: int
+    patch: tuple[int, int, int]
+    window: tuple[int, int, int]
+    encoder_blocks: int
+    decoder_blocks: int
+    surface_widths: tuple[int, ...]
+    codec_norm: Norm = "pixel"
+    position: Literal["rotary", "sincos"] = "rotary"
+    south_row: bool = False
+    decoder_forcing: bool = True
+
+    def check(self, grid: Grid) -> None:
+        """Refuses what cannot be built on a grid.
+
+        Raises:
+            ConfigError: Everything that does not fit, one line each.
+        """
+        height, width = grid.shape
+        depth, rows, columns = self.patch
+        problems = []
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            problems.append(f"width {self.width} is not an even number of channels for each of {self.heads} heads")
+        if height % rows or width % columns:
+            problems.append(f"patches of {rows} x {columns} do not divide the grid of {height} x {width}")
+        if rows != columns or rows != 2 ** len(self.surface_widths):
+            problems.append(f"{len(self.surface_widths)} surface stages make patches of {2 ** len(self.surface_widths)}, "
+                            f"the pressure patches are {rows} x {columns}")  # fmt: skip
+        names = [encoder.name for encoder in self.encoders]
+        if not names or len(set(names)) < len(names):
+            problems.append(f"encoders need different names, found {names}")
+        if any(encoder.weight < 0 for encoder in self.encoders) or not sum(e.weight for e in self.encoders) > 0:
+            problems.append("encoder weights must not be negative and not all zero")
+        hours = [processor.hours for processor in self.processors]
+        if not hours or len(set(hours)) < len(hours) or min(hours) < 1:
+            problems.append(f"processors need different positive step lengths, found {hours}")
+        for encoder in self.encoders:
+            if _slots(encoder.schema, depth) != _slots(self.schema_out, depth):
+                problems.append(f"encoder {encoder.name} and decoder have different numbers of level patches")
+        if problems:
+            raise ConfigError("this WeatherMesh-2 cannot be built", problems=problems)
+
+
+class WeatherMesh2(nn.Module):
+    """The model behind the `Model` protocol.
+
+    Args:
+        config: Architecture.
+        grid: Grid of inputs and outputs, (H, W).
+        normalizer: Statistics of every input and output channel.
+        static: Static fields by name, (H, W): `orog`, `lsm`, `slt`; absent ones are zero.
+
+    Raises:
+        ConfigError: The architecture does not fit the grid.
+        CheckpointError: The statistics do not fit the schemas.
+    """
+
+    def __init__(
+        self, config: WeatherMesh2Config, grid: Grid, normalizer: Normalizer, static: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        config.check(grid)
+        schemas = [encoder.schema for encoder in config.encoders]
+        normalizer.check(*schemas, config.schema_out)
+        self.config, self.grid, self.normalizer = config, grid, normalizer
+        self.schema_in, self.schema_out = schemas[0], config.schema_out
+        self.steps = tuple(sorted((processor.hours for processor in config.processors), reverse=True))
+        depth = _slots(config.schema_out, config.patch[0]) + 1
+        rows, columns = grid.shape[0] // config.patch[1], grid.shape[1] // config.patch[2]
+        self.latent_shape = (depth, rows, columns, config.width)
+        with torch.device("cpu"):  # real even when the parameters are built on the meta device
+            constants = _constants(grid, static or {})
+        self.register_buffer("constants", constants, persistent=False)
+        self.rotary = Rotary(config.width // config.heads, depth, rows, columns) if config.position == "rotary" else None
+        self.encoders = nn.ModuleDict(
+            {encoder.name: Encoder(config, encoder, normalizer, self.latent_shape, constants.shape[0])
+             for encoder in config.encoders}
+        )  # fmt: skip
+        self.processors = nn.ModuleDict(
+            {str(p.hours): Transformer(p.blocks, config.width, config.heads, config.window) for p in config.processors}
+        )
+        self.decoder = Decoder(config, normalizer, constants.shape[0])
+        initialise(self)
+
+    constants: Tensor
+
+    def encode(self, states: State | Mapping[str, State]) -> Latent:
+        """The latent of one analysis, or the weighted mean of the latents of several.
+
+        Args:
+            states: A state for the first encoder, or states by encoder name; their times must agree.
+
+        Raises:
+            UsageError: No such encoder, or a state of another schema, grid or time.
+        """
+        named = {self.config.encoders[0].name: states} if isinstance(states, State) else dict(states)
+        configs = {encoder.name: encoder for encoder in self.config.encoders}
+        problems = [f"there is no encoder '{name}'; known are {', '.join(configs)}" for name in named if name not in configs]
+        problems += [f"the state for {name} has another schema" for name, state in named.items()
+                     if name in configs and state.schema != configs[name].schema]  # fmt: skip
+        problems += [f"the state for {name} is on {state.grid.describe()}, the model on {self.grid.describe()}"
+                     for name, state in named.items() if state.grid != self.grid]  # fmt: skip
+        times = [state.time for state in named.values()]
+        if any(not np.array_equal(time, times[0]) for time in times):
+            problems.append("the states have different times")
+        if not named:
+            problems.append("no state was given")
+        if problems:
+            raise UsageError("the model cannot encode this", problems=problems)
+        total = sum(configs[name].weight for name in named)
+        if len(named) > 1 and not total > 0:
+            raise UsageError(f"the blending weights of {', '.join(named)} are all zero")
+        latent: Tensor | None = None
+        for name, state in named.items():
+            extra = self._extra(state.time, state.schema.forcing)
+            part = self.encoders[name](state.pressure, state.surface, extra, self.rotary)
+            share = configs[name].weight / total if len(named) > 1 else 1.0
+            latent = part * share if latent is None else latent + part * share
+        if latent is None:
+            raise UsageError("no state was given")
+        return Latent(latent, times[0])
+
+    def advance(self, latent: Latent, hours: int) -> Latent:
+        """The latent `hours` later; `hours` must be one of `steps`.
+
+        Raises:
+            UsageError: There is no processor for that step.
+        """
+        if str(hours) not in self.processors:
+            raise UsageError(f"the model has no {hours} h step; it has {', '.join(f'{step} h' for step in self.steps)}")
+        x = self.processors[str(hours)](latent.x, self.rotary)
+        return Latent(x, latent.time + np.timedelta64(hours, "h"))
+
+    def decode(self, latent: Latent) -> State:
+        """The state of a latent; values beyond a variable's physical limits (q < 0, cloud > 1) are set to them."""
+        names = self.schema_out.forcing if self.config.decoder_forcing else ()
+        extra = self._extra(latent.time, names)
+        pressure, surface = self.decoder(latent.x, extra, self.rotary)
+        return State(self.schema_out, self.grid, latent.time, pressure, surface)
+
+    def _extra(self, time: np.ndarray, names: tuple[str, ...]) -> Tensor:
+        """Forcings and constants beside each other, (B, F + K, H, W)."""
+        device = self.constants.device
+        fields = np.stack([forcing_fields(names, instant, self.grid) for instant in time])
+        constants = self.constants.expand(len(time), -1, -1, -1)
+        return torch.cat([torch.from_numpy(fields).to(device), constants], dim=1)
+
+
+class Encoder(nn.Module):
+    """(pressure, surface, forcings and constants) in physical units -> latent (B, D, Y, X, C)."""
+
+    def __init__(
+        self, config: WeatherMesh2Config, encoder: EncoderConfig, normalizer: Normalizer,
+        latent_shape: tuple[int, int, int, int], constants: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        schema = encoder.schema
+        self.statistics = Statistics(normalizer, schema)
+        self.south_row, self.unused = config.south_row, encoder.unused_channels
+        self.missing_levels = -len(schema.levels) % config.patch[0]
+        self.pressure = nn.Conv3d(len(schema.pressure), config.width, config.patch, stride=config.patch)
+        widths = (*config.surface_widths, config.width)
+        inputs = len(schema.surface) + encoder.unused_channels + len(schema.forcing) + constants
+        stages: list[nn.Module] = []
+        for index, (fine, coarse) in enumerate(zip(widths, widths[1:], strict=False)):
+            first = inputs if index == 0 else fine
+            stages += [Residual(first, fine, config.codec_norm), Residual(fine, fine, config.codec_norm), Down(fine, coarse)]
+        self.surface = nn.Sequential(*stages)
+        self.transformer = Transformer(config.encoder_blocks, config.width, config.heads, config.window)
+        with torch.device("cpu"):
+            code = sincos_code(config.width, *latent_shape[:3]) if config.position == "sincos" else None
+        self.register_buffer("position", code, persistent=False)
+
+    position: Tensor | None
+
+    def forward(self, pressure: Tensor, surface: Tensor, extra: Tensor, rotary: Rotary | None) -> Tensor:
+        pressure, surface = self.statistics.normalize(pressure, surface)
+        # Levels that do not fill a patch are filled up at the top with zeros, the climatological mean.
+        upper = self.pressure(F.pad(pressure, (0, 0, 0, 0, self.missing_levels, 0)))  # (B, C, D-1, Y, X)
+        unused = surface.new_zeros(surface.shape[0], self.unused, *surface.shape[2:])
+        lower = torch.cat([surface, unused, extra], dim=1).contiguous(memory_format=torch.channels_last)
+        if self.south_row:
+            lower = F.pad(lower, (0, 0, 0, 1), mode="reflect")
+        lower = self.surface(lower)[:, :, : upper.shape[-2]]  # (B, C, Y, X)
+        x = torch.cat([upper, lower.unsqueeze(2)], dim=2).permute(0, 2, 3, 4, 1).float().contiguous()
+        if self.position is not None:
+            x = x + self.position
+        out: Tensor = self.transformer(x, rotary)
+        return out
+
+
+class Decoder(nn.Module):
+    """Latent (B, D, Y, X, C) -> (pressure (B, V, L, H, W), surface (B, S, H, W)) in physical units, float32."""
+
+    def __init__(self, config: WeatherMesh2Config, normalizer: Normalizer, constants: int) -> None:
+        super().__init__()
+        schema = config.schema_out
+        self.statistics = Statistics(normalizer, schema)
+        self.missing_levels = -len(schema.levels) % config.patch[0]
+        self.transformer = Transformer(config.decoder_blocks, config.width, config.heads, config.window)
+        self.pressure = nn.ConvTranspose3d(config.width, len(schema.pressure), config.patch, stride=config.patch)
+        widths = (config.width, *reversed(config.surface_widths))
+        stages: list[nn.Module] = []
+        for coarse, fine in zip(widths, widths[1:], strict=False):
+            stages += [Residual(coarse, coarse, config.codec_norm) for _ in range(2)] + [Up(coarse, fine)]
+        self.surface = nn.Sequential(*stages)
+        forcings = len(schema.forcing) if config.decoder_forcing else 0
+        finest = config.surface_widths[0]
+        self.final = nn.Sequential(
+            Residual(finest + forcings + constants, finest, config.codec_norm),
+            Residual(finest, len(schema.surface), config.codec_norm),
+        )
+
+    def forward(self, x: Tensor, extra: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+        x = self.transformer(x, rotary).permute(0, 4, 1, 2, 3)  # (B, C, D, Y, X)
+        pressure = self.pressure(x[:, :, :-1])[:, :, self.missing_levels :]
+        surface = self.surface(x[:, :, -1].contiguous(memory_format=torch.channels_last))
+        surface = self.final(torch.cat([surface, extra.to(surface.dtype)], dim=1))
+        return self.statistics.denormalize(pressure.float(), surface.float())
+
+
+class Statistics(nn.Module):
+    """A normalizer's columns for one schema, on the model's device; always float32."""
+
+    def __init__(self, normalizer: Normalizer, schema: Schema) -> None:
+        super().__init__()
+        with torch.device("cpu"):
+            columns = normalizer.columns(schema)
+        for name, column in columns.items():
+            self.register_buffer(name, column, persistent=False)
+
+    pressure_mean: Tensor
+    pressure_std: Tensor
+    pressure_low: Tensor
+    pressure_high: Tensor
+    surface_mean: Tensor
+    surface_std: Tensor
+    surface_low: Tensor
+    surface_high: Tensor
+    surface_floor: Tensor
+
+    def normalize(self, pressure: Tensor, surface: Tensor) -> tuple[Tensor, Tensor]:
+        """Physical -> normalised; variables with a floor go through ln(value + floor) first."""
+        logarithmic = self.surface_floor > 0
+        logged = (surface.clamp(min=0) + torch.where(logarithmic, self.surface_floor, 1.0)).log()
+        surface = torch.where(logarithmic, logged, surface)
+        return ((pressure - self.pressure_mean) / self.pressure_std,
+                (surface - self.surface_mean) / self.surface_std)  # fmt: skip
+
+    def denormalize(self, pressure: Tensor, surface: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised -> physical, within physical limits."""
+        pressure = pressure * self.pressure_std + self.pressure_mean
+        surface = surface * self.surface_std + self.surface_mean
+        logarithmic = self.surface_floor > 0
+        # ln(10 m) bounds the exponent: without it a wild network would turn into infinity before any check sees it.
+        unlogged = torch.where(logarithmic, surface, 0.0).clamp(max=math.log(10.0)).exp() - self.surface_floor
+        surface = torch.where(logarithmic, unlogged, surface)
+        return (torch.clamp(pressure, self.pressure_low, self.pressure_high),
+                torch.clamp(surface, self.surface_low, self.surface_high))  # fmt: skip
+
+
+def _slots(schema: Schema, levels_per_patch: int) -> int:
+    return math.ceil(len(schema.levels) / levels_per_patch)
+
+
+def _constants(grid: Grid, static: Mapping[str, Tensor]) -> Tensor:
+    """Constant inputs (4 + 1 + 8 + 1, H, W): sin lat, sin lon, cos lat, cos lon, land, soil classes, elevation.
+
+    Elevation is divided by its maximum, soil type is one-hot (public WeatherMesh-3). Absent fields are zero.
+    """
+    lat = torch.deg2rad(torch.from_numpy(grid.lat.copy()))[:, None].expand(grid.shape)
+    lon = torch.deg2rad(torch.from_numpy(grid.lon.copy()))[None, :].expand(grid.shape)
+    zero = torch.zeros(grid.shape, dtype=torch.float64)
+    elevation = static.get("orog", zero).double()
+    soil = static.get("slt")
+    classes = [zero if soil is None else (soil == kind).double() for kind in range(SOIL_TYPES)]
+    highest = elevation.max().clamp(min=1.0)
+    fields = [lat.sin(), lon.sin(), lat.cos(), lon.cos(), static.get("lsm", zero).double(), *classes, elevation / highest]
+    return torch.stack(fields).float()
+
+
+def initialise(model: WeatherMesh2) -> None:
+    """Weights for training from scratch, drawn from torch's current generator.
+
+    Linear layers of the transformers: normal of 0.02, divided by sqrt(2 N) where they write into the residual stream of
+    N blocks. The layers that write the fields start small, so that an untrained model stays near the mean state.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Transformer)]
+    with torch.no_grad():
+        for stack in blocks:
+            shrink = 1.0 / math.sqrt(2.0 * max(1, len(stack.blocks)))
+            for name, parameter in stack.named_parameters():
+                if name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+                elif "norm" not in name:
+                    nn.init.normal_(parameter, std=0.02 * (shrink if "proj" in name or "fc2" in name else 1.0))
+        nn.init.normal_(model.decoder.pressure.weight, std=0.02 / math.sqrt(model.config.width))
+        last = model.decoder.final[1]
+        for layer in (last.conv2, last.shortcut):
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.mul_(0.1)
+                nn.init.zeros_(layer.bias)
