@@ -170,15 +170,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
                               hint="copy or download the file again")  # fmt: skip
     static = {name.removeprefix("static."): value for name, value in tensors.items() if name.startswith("static.")}
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    _, network = MODELS[header.model]
-    try:
-        grid = Grid(tensors["grid.lat"].numpy(), tensors["grid.lon"].numpy())
-        with torch.device("meta"):  # parameters come from the file, so none are drawn
-            model = network(header.config, grid, header.normalizer, static)
-    except KeyError as error:
-        raise CheckpointError(f"{path} lacks {error}") from error
-    except Wm2Error as error:
-        raise CheckpointError(f"the model of {path} cannot be built: {error.message}", problems=error.problems) from error
+    model = _build(path, header, tensors, static)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     problems = [f"{name} is missing" for name in wanted if name not in weights]
     problems += [f"{name} is not part of the model" for name in weights if name not in wanted]
@@ -191,10 +183,33 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     return Checkpoint(model, header, static, file_sha256(path), path)
 
 
+def skeleton(path: Path) -> tuple[Header, Model]:
+    """The header and the model without its weights (on the meta device), to plan with.
+
+    Raises:
+        CheckpointError: As `read_header`, or the model cannot be built.
+    """
+    header, _ = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        axes = {name: file.get_tensor(name) for name in ("grid.lat", "grid.lon") if name in file.keys()}  # noqa: SIM118
+    return header, _build(path, header, axes, {})
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _build(path: Path, header: Header, tensors: Mapping[str, Tensor], static: Mapping[str, Tensor]) -> Any:
+    try:
+        grid = Grid(tensors["grid.lat"].numpy(), tensors["grid.lon"].numpy())
+        with torch.device("meta"):  # parameters come from the file, so none are drawn
+            return MODELS[header.model][1](header.config, grid, header.normalizer, static)
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks {error}") from error
+    except Wm2Error as error:
+        raise CheckpointError(f"the model of {path} cannot be built: {error.message}", problems=error.problems) from error
 
 
 def _parse(path: Path, document: Mapping[str, Any]) -> Header:

@@ -29,7 +29,8 @@ class Model(Protocol):
 
     config: Any
     grid: Grid
-    schema_in: Schema
+    inputs: Mapping[str, Schema]
+    """Schema of each analysis the model can start from, by name; the first is the usual one."""
     schema_out: Schema
     normalizer: Normalizer
     steps: tuple[int, ...]
@@ -43,6 +44,12 @@ class Model(Protocol):
 
     def decode(self, latent: Latent) -> State:
         """The state of a latent."""
+
+    def operations(self) -> Mapping[str, float]:
+        """Floating-point operations of `encode`, `decode` and each `advance N` for one instant."""
+
+    def working_bytes(self, bytes_per_value: int) -> int:
+        """Rough peak of activations in bytes for one instant, weights not counted."""
 
 
 MODELS: dict[str, tuple[type[Any], type[Any]]] = {"weathermesh2": (WeatherMesh2Config, WeatherMesh2)}

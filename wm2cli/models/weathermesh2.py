@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wm2cli.errors import ConfigError, UsageError
@@ -38,7 +39,7 @@ class EncoderConfig:
 
     Args:
         name: `era5`, `gfs`, `hres`, ...
-        schema: What it reads.
+        schema: What it reads; its levels are all or some of the decoder's.
         weight: Share in the blend when several analyses are given.
         unused_channels: Surface inputs that are always zero, kept for compatibility of shapes (WeatherMesh-3: 9).
     """
@@ -99,7 +100,7 @@ class WeatherMesh2Config:
             ConfigError: Everything that does not fit, one line each.
         """
         height, width = grid.shape
-        depth, rows, columns = self.patch
+        _, rows, columns = self.patch
         problems = []
         if self.width % self.heads or (self.width // self.heads) % 2:
             problems.append(f"width {self.width} is not an even number of channels for each of {self.heads} heads")
@@ -117,8 +118,9 @@ class WeatherMesh2Config:
         if not hours or len(set(hours)) < len(hours) or min(hours) < 1:
             problems.append(f"processors need different positive step lengths, found {hours}")
         for encoder in self.encoders:
-            if _slots(encoder.schema, depth) != _slots(self.schema_out, depth):
-                problems.append(f"encoder {encoder.name} and decoder have different numbers of level patches")
+            strange = [level for level in encoder.schema.levels if level not in self.schema_out.levels]
+            if strange:
+                problems.append(f"encoder {encoder.name} reads levels that the decoder does not write: {strange} hPa")
         if problems:
             raise ConfigError("this WeatherMesh-2 cannot be built", problems=problems)
 
@@ -142,10 +144,10 @@ class WeatherMesh2(nn.Module):
     ) -> None:
         super().__init__()
         config.check(grid)
-        schemas = [encoder.schema for encoder in config.encoders]
-        normalizer.check(*schemas, config.schema_out)
+        self.inputs = {encoder.name: encoder.schema for encoder in config.encoders}
+        normalizer.check(*self.inputs.values(), config.schema_out)
         self.config, self.grid, self.normalizer = config, grid, normalizer
-        self.schema_in, self.schema_out = schemas[0], config.schema_out
+        self.schema_out = config.schema_out
         self.steps = tuple(sorted((processor.hours for processor in config.processors), reverse=True))
         depth = _slots(config.schema_out, config.patch[0]) + 1
         rows, columns = grid.shape[0] // config.patch[1], grid.shape[1] // config.patch[2]
@@ -220,7 +222,46 @@ class WeatherMesh2(nn.Module):
         pressure, surface = self.decoder(latent.x, extra, self.rotary)
         return State(self.schema_out, self.grid, latent.time, pressure, surface)
 
-    def _extra(self, time: np.ndarray, names: tuple[str, ...]) -> Tensor:
+    def operations(self) -> dict[str, float]:
+        """Floating-point operations of `encode`, `decode` and each `advance N` for one instant.
+
+        Counted: matrix products and convolutions, two operations a multiply-add; attention over exactly its window.
+        """
+        depth, rows, columns, width = self.latent_shape
+        keys = math.prod(min(size, axis) for size, axis in zip(self.config.window, self.latent_shape, strict=False))
+        block = depth * rows * columns * (24.0 * width**2 + 4.0 * keys * width)
+        patches = 2.0 * (depth - 1) * rows * columns * width * math.prod(self.config.patch)
+        encoder = next(iter(self.encoders.values()))
+        counted = {f"advance {p.hours}": p.blocks * block for p in self.config.processors}
+        counted["encode"] = (
+            self.config.encoder_blocks * block
+            + patches * len(self.schema_out.pressure)
+            + _convolution_operations(encoder.surface, *self.grid.shape)
+        )
+        decoder_rows = _convolution_operations(self.decoder.surface, rows, columns)
+        counted["decode"] = (
+            self.config.decoder_blocks * block
+            + patches * len(self.schema_out.pressure)
+            + decoder_rows
+            + _convolution_operations(self.decoder.final, *self.grid.shape)
+        )
+        return counted
+
+    def working_bytes(self, bytes_per_value: int) -> int:
+        """Rough peak of activations in bytes for one instant, weights not counted.
+
+        The larger of a transformer block (residual stream in float32, q k v with their gathered windows, the MLP's
+        hidden layer) and of the finest stage of the surface codec beside the fields in float32.
+        """
+        depth, rows, columns, width = self.latent_shape
+        tokens = depth * rows * columns * width
+        block = tokens * (4 * 3 + bytes_per_value * 10)
+        height, across = self.grid.shape
+        fields = len(self.schema_out.channels) * height * across * 4
+        stage = (self.config.surface_widths[0] * 5 + 2 * len(self.schema_out.surface)) * height * across
+        return max(block, stage * bytes_per_value + tokens * 4) + 3 * fields
+
+    def _extra(self, time: NDArray[np.datetime64], names: tuple[str, ...]) -> Tensor:
         """Forcings and constants beside each other, (B, F + K, H, W)."""
         device = self.constants.device
         fields = np.stack([forcing_fields(names, instant, self.grid) for instant in time])
@@ -239,7 +280,11 @@ class Encoder(nn.Module):
         schema = encoder.schema
         self.statistics = Statistics(normalizer, schema)
         self.south_row, self.unused = config.south_row, encoder.unused_channels
-        self.missing_levels = -len(schema.levels) % config.patch[0]
+        every = config.schema_out.levels
+        self.filled_levels = -len(every) % config.patch[0]
+        # None when the encoder reads all levels, which spares a copy of the fields.
+        self.level_places = None if schema.levels == every else [every.index(level) for level in schema.levels]
+        self.levels = len(every)
         self.pressure = nn.Conv3d(len(schema.pressure), config.width, config.patch, stride=config.patch)
         widths = (*config.surface_widths, config.width)
         inputs = len(schema.surface) + encoder.unused_channels + len(schema.forcing) + constants
@@ -257,8 +302,11 @@ class Encoder(nn.Module):
 
     def forward(self, pressure: Tensor, surface: Tensor, extra: Tensor, rotary: Rotary | None) -> Tensor:
         pressure, surface = self.statistics.normalize(pressure, surface)
-        # Levels that do not fill a patch are filled up at the top with zeros, the climatological mean.
-        upper = self.pressure(F.pad(pressure, (0, 0, 0, 0, self.missing_levels, 0)))  # (B, C, D-1, Y, X)
+        if self.level_places is not None:  # an absent level is zero, the climatological mean
+            every = pressure.new_zeros(*pressure.shape[:2], self.levels, *pressure.shape[3:])
+            pressure = every.index_copy(2, torch.tensor(self.level_places, device=every.device), pressure)
+        # Levels that do not fill a patch are filled up at the top, likewise with zeros.
+        upper = self.pressure(F.pad(pressure, (0, 0, 0, 0, self.filled_levels, 0)))  # (B, C, D-1, Y, X)
         unused = surface.new_zeros(surface.shape[0], self.unused, *surface.shape[2:])
         lower = torch.cat([surface, unused, extra], dim=1).contiguous(memory_format=torch.channels_last)
         if self.south_row:
@@ -278,7 +326,7 @@ class Decoder(nn.Module):
         super().__init__()
         schema = config.schema_out
         self.statistics = Statistics(normalizer, schema)
-        self.missing_levels = -len(schema.levels) % config.patch[0]
+        self.filled_levels = -len(schema.levels) % config.patch[0]
         self.transformer = Transformer(config.decoder_blocks, config.width, config.heads, config.window)
         self.pressure = nn.ConvTranspose3d(config.width, len(schema.pressure), config.patch, stride=config.patch)
         widths = (config.width, *reversed(config.surface_widths))
@@ -295,7 +343,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, extra: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
         x = self.transformer(x, rotary).permute(0, 4, 1, 2, 3)  # (B, C, D, Y, X)
-        pressure = self.pressure(x[:, :, :-1])[:, :, self.missing_levels :]
+        pressure = self.pressure(x[:, :, :-1])[:, :, self.filled_levels :]
         surface = self.surface(x[:, :, -1].contiguous(memory_format=torch.channels_last))
         surface = self.final(torch.cat([surface, extra.to(surface.dtype)], dim=1))
         return self.statistics.denormalize(pressure.float(), surface.float())
@@ -339,6 +387,20 @@ class Statistics(nn.Module):
         surface = torch.where(logarithmic, unlogged, surface)
         return (torch.clamp(pressure, self.pressure_low, self.pressure_high),
                 torch.clamp(surface, self.surface_low, self.surface_high))  # fmt: skip
+
+
+def _convolution_operations(stages: nn.Module, rows: int, columns: int) -> float:
+    """Operations of a codec's convolutions on maps that start with these rows and columns."""
+    total = 0.0
+    for module in stages.modules():
+        if isinstance(module, nn.Conv2d):
+            if module.stride[0] == 2:
+                rows, columns = rows // 2, columns // 2
+            total += 2.0 * module.weight.numel() * rows * columns
+        elif isinstance(module, nn.ConvTranspose2d):
+            total += 2.0 * module.weight.numel() * rows * columns
+            rows, columns = rows * 2, columns * 2
+    return total
 
 
 def _slots(schema: Schema, levels_per_patch: int) -> int:
