@@ -143,36 +143,38 @@ def _windows(variable: Variable) -> tuple[Variable, Variable]:
 
 
 _TABLE: tuple[Variable, ...] = (
-    _pressure("z", 129, "Geopotential", "geopotential", "m2 s-2", -2e4, 8e5, "geopotential", keep_bits=17,
+    _pressure("z", 129, "Geopotential", "geopotential", "m2 s-2", -2e4, 8e5, "geopotential", "gh", "Z",
+              "Z3", "zg", "hgt", "geopotential_height", keep_bits=17,
               grib=(GribKey(129, _PRESSURE_LEVELS), GribKey(156, _PRESSURE_LEVELS, scale=GRAVITY))),
-    _pressure("t", 130, "Temperature", "air_temperature", "K", 100.0, 400.0, "temperature", "T", keep_bits=14),
-    _pressure("u", 131, "Eastward wind", "eastward_wind", "m s-1", -250.0, 250.0, "u_component_of_wind", "U",
+    _pressure("t", 130, "Temperature", "air_temperature", "K", 100.0, 400.0, "temperature", "T", "ta", keep_bits=14),
+    _pressure("u", 131, "Eastward wind", "eastward_wind", "m s-1", -250.0, 250.0, "u_component_of_wind", "U", "ua",
               keep_bits=11),
-    _pressure("v", 132, "Northward wind", "northward_wind", "m s-1", -250.0, 250.0, "v_component_of_wind", "V",
+    _pressure("v", 132, "Northward wind", "northward_wind", "m s-1", -250.0, 250.0, "v_component_of_wind", "V", "va",
               keep_bits=11),
     _pressure("q", 133, "Specific humidity", "specific_humidity", "kg kg-1", -1e-3, 0.1, "specific_humidity",
-              clip_low=0.0, keep_bits=12),
-    _pressure("r", 157, "Relative humidity", "relative_humidity", "1", -0.5, 3.0, "relative_humidity",
+              "Q", "SHUM", "hus", clip_low=0.0, keep_bits=12),
+    _pressure("r", 157, "Relative humidity", "relative_humidity", "1", -0.5, 3.0, "relative_humidity", "R",
+              "RELHUM", "hur",
               grib=(GribKey(157, _PRESSURE_LEVELS, scale=0.01),)),
     _surface("t2m", (GribKey(167, _GROUND),), "2 metre temperature", "air_temperature", "K", 150.0, 350.0,
-             "2t", "2m_temperature", "TREFHT", keep_bits=14, height_m=2.0),
+             "2t", "2m_temperature", "VAR_2T", "TREFHT", "tas", keep_bits=14, height_m=2.0),
     _surface("d2m", (GribKey(168, _GROUND),), "2 metre dewpoint temperature", "dew_point_temperature", "K",
-             130.0, 340.0, "2d", "2m_dewpoint_temperature", keep_bits=14, height_m=2.0),
+             130.0, 340.0, "2d", "2m_dewpoint_temperature", "VAR_2D", keep_bits=14, height_m=2.0),
     _surface("u10", (GribKey(165, _GROUND),), "10 metre eastward wind", "eastward_wind", "m s-1", -120.0, 120.0,
-             "10u", "10m_u_component_of_wind", keep_bits=11, height_m=10.0),
+             "10u", "10m_u_component_of_wind", "VAR_10U", "uas", keep_bits=11, height_m=10.0),
     _surface("v10", (GribKey(166, _GROUND),), "10 metre northward wind", "northward_wind", "m s-1", -120.0, 120.0,
-             "10v", "10m_v_component_of_wind", keep_bits=11, height_m=10.0),
+             "10v", "10m_v_component_of_wind", "VAR_10V", "vas", keep_bits=11, height_m=10.0),
     _surface("u100", (GribKey(228246, _GROUND), GribKey(131, ("heightAboveGround",), 100.0)),
              "100 metre eastward wind", "eastward_wind", "m s-1", -150.0, 150.0,
-             "100u", "100m_u_component_of_wind", keep_bits=11, height_m=100.0),
+             "100u", "100m_u_component_of_wind", "VAR_100U", keep_bits=11, height_m=100.0),
     _surface("v100", (GribKey(228247, _GROUND), GribKey(132, ("heightAboveGround",), 100.0)),
              "100 metre northward wind", "northward_wind", "m s-1", -150.0, 150.0,
-             "100v", "100m_v_component_of_wind", keep_bits=11, height_m=100.0),
+             "100v", "100m_v_component_of_wind", "VAR_100V", keep_bits=11, height_m=100.0),
     _surface("msl", (GribKey(151, _SEA), GribKey(260074, _SEA)), "Mean sea level pressure",
-             "air_pressure_at_mean_sea_level", "Pa", 8e4, 1.15e5, "mean_sea_level_pressure", "prmsl", "PSL",
+             "air_pressure_at_mean_sea_level", "Pa", 8e4, 1.15e5, "mean_sea_level_pressure", "MSL", "prmsl", "PSL", "psl",
              keep_bits=16),
     _surface("tcc", (GribKey(164, _COLUMN), GribKey(228164, _COLUMN, scale=0.01)), "Total cloud cover",
-             "cloud_area_fraction", "1", -0.02, 1.02, "total_cloud_cover", clip_low=0.0, clip_high=1.0, keep_bits=10),
+             "cloud_area_fraction", "1", -0.02, 1.02, "total_cloud_cover", "TCC", "clt", clip_low=0.0, clip_high=1.0, keep_bits=10),
     *_windows(_surface("mx2t", (GribKey(201, _GROUND), GribKey(3015, _GROUND)), "Maximum 2 metre temperature",
                        "air_temperature", "K", 150.0, 350.0, "maximum_2m_temperature_since_previous_post_processing",
                        keep_bits=14, height_m=2.0, statistic="maximum")),
@@ -193,13 +195,13 @@ _TABLE: tuple[Variable, ...] = (
                        "surface_net_solar_radiation", clip_low=0.0, keep_bits=12, statistic="sum")),
     # Only ever read, to derive what a model needs.
     _surface("sp", (GribKey(134, ("surface",)),), "Surface pressure", "surface_air_pressure", "Pa", 3e4, 1.15e5,
-             "surface_pressure", "PS", keep_bits=16),
-    _surface("r2m", (GribKey(260242, _GROUND),), "2 metre relative humidity", "relative_humidity", "1", -0.5, 2.0,
-             "2r", "r2", height_m=2.0),
+             "surface_pressure", "SP", "PS", "ps", keep_bits=16),
+    _surface("r2m", (GribKey(260242, _GROUND, scale=0.01),), "2 metre relative humidity", "relative_humidity", "1",
+             -0.5, 2.0, "2r", "r2", height_m=2.0),
     _surface("q2m", (GribKey(174096, _GROUND),), "2 metre specific humidity", "specific_humidity", "kg kg-1",
              -1e-3, 0.1, "2sh", "sh2", clip_low=0.0, height_m=2.0),
     Variable("orog", "static", "Orography", "surface_altitude", "m", -500.0, 9000.0, keep_bits=16,
-             aliases=("orog", "geopotential_at_surface", "HGT_surface"),
+             aliases=("orog", "geopotential_at_surface", "HGT_surface", "orography"),
              grib=(GribKey(228002, ("surface",)), GribKey(129, ("surface",), scale=1.0 / GRAVITY))),
     Variable("lsm", "static", "Land-sea mask", "land_area_fraction", "1", -0.01, 1.01, clip_low=0.0, clip_high=1.0,
              aliases=("lsm", "land_sea_mask"), grib=(GribKey(172, ("surface",)),)),
@@ -283,6 +285,11 @@ class Schema:
         """Labels of all dynamic channels in order: `z50 ... q1000 t2m ...`."""
         upper = tuple(f"{name}{level_text(level)}" for name in self.pressure for level in self.levels)
         return upper + self.surface
+
+    @property
+    def dynamic(self) -> Schema:
+        """The part that changes with the weather: what an analysis has to bring."""
+        return replace(self, static=(), forcing=())
 
     def issues_with(self, dataset: xr.Dataset) -> list[str]:
         """Everything in which a canonical data set falls short of this schema, one line each.

@@ -63,12 +63,12 @@ class State:
 
     @classmethod
     def from_dataset(cls, dataset: xr.Dataset, schema: Schema, grid: Grid) -> State:
-        """A state from a canonical data set that `schema.issues_with` finds no fault in.
+        """A state from a canonical data set; static fields are the checkpoint's and are not looked at.
 
         Raises:
             DataError: The data set falls short of the schema (all issues listed) or lies on another grid.
         """
-        issues = schema.issues_with(dataset)
+        issues = schema.dynamic.issues_with(dataset)
         if not grid.same_as(dataset["latitude"].values, dataset["longitude"].values):
             issues.append(f"the data are on another grid than {grid.describe()}")
         if issues:

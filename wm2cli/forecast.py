@@ -1,0 +1,608 @@
+"""The forecast command: from an analysis in files to a NetCDF file with the forecast.
+
+A forecast is encoded once, advanced along a tree of steps in which shared beginnings are computed once, and decoded at
+the lead times asked for. States come out of a generator one at a time and go to a writer in another thread, so memory
+does not depend on the length of the forecast.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import wm2cli
+from wm2cli import checkpoint, weights
+from wm2cli.analysis import Analysis, prepare
+from wm2cli.checkpoint import Checkpoint
+from wm2cli.errors import CheckpointError, ResourceError, UsageError, ValuesError
+from wm2cli.files import Crop, FileSize, ForecastWriter, check_space, crop, estimate_bytes
+from wm2cli.grid import Grid
+from wm2cli.models import Latent, Model
+from wm2cli.schema import VARIABLES, Schema, level_text, variable
+from wm2cli.sources import Request, cache_folder, open_source
+from wm2cli.state import State
+
+FORMAT = 1
+"""Format number of the JSON documents of this command."""
+
+Precision = Literal["auto", "fp32", "bf16"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many parts are done, and how many there are."""
+
+UNTRAINED = "untrained weights: the fields in this file are no forecast of any weather"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that `wm2 forecast` can be told; the flags of the same names.
+
+    Args:
+        init: Valid time of the initial fields, UTC.
+        hours: Length of the forecast.
+        step: Output interval in hours.
+        source: Where the analysis comes from (`wm2cli.sources.SOURCES`).
+        inputs: Files of the analysis; `NAME=PATH` gives a file to one of several encoders.
+        weights: Checkpoint; `WM2_WEIGHTS` or the bundled default when None.
+        out: NetCDF file; `wm2_<init>.nc` in the current folder when None.
+        variables, levels: What to write; everything when None. Levels in hPa.
+        region: North, west, south, east in degrees, or None for the globe.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`.
+        precision: Of the network; fields are float32 in any case. `auto` is bf16 on GPUs that have it, else fp32.
+        encoder: Which encoder reads the analysis; the checkpoint's first when None.
+        threads: CPU threads; torch's choice when None.
+        derive, extrapolate: See `wm2cli.analysis.prepare`.
+        overwrite: Replace an existing output.
+        allow_untrained: Run weights that have seen no data.
+        lossless: Write all bits of every value.
+        command_line: Goes into the file.
+    """
+
+    init: np.datetime64
+    hours: int
+    step: int = 6
+    source: str = "file"
+    inputs: tuple[str, ...] = ()
+    weights: str | None = None
+    out: Path | None = None
+    variables: tuple[str, ...] | None = None
+    levels: tuple[float, ...] | None = None
+    region: tuple[float, float, float, float] | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
+    encoder: str | None = None
+    threads: int | None = None
+    derive: bool = False
+    extrapolate: bool = False
+    overwrite: bool = False
+    allow_untrained: bool = False
+    lossless: bool = False
+    command_line: str = ""
+
+    @property
+    def target(self) -> Path:
+        """The output file."""
+        text = np.datetime_as_string(self.init, unit="h").replace("-", "")
+        return self.out or Path(f"wm2_{text}.nc")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a decoded state is written, as indices into its channels, and the part of the grid."""
+
+    pressure: tuple[str, ...]
+    levels: tuple[float, ...]
+    surface: tuple[str, ...]
+    crop: Crop
+
+    def of(self, state: State) -> tuple[Tensor, Tensor]:
+        """(V, L, h, w) and (S, h, w) of a state with one instant, still on its device."""
+        schema, device = state.schema, state.pressure.device
+        columns = torch.as_tensor(self.crop.columns, device=device)
+        names = torch.as_tensor([schema.pressure.index(name) for name in self.pressure], device=device)
+        levels = torch.as_tensor([schema.levels.index(level) for level in self.levels], device=device)
+        below = torch.as_tensor([schema.surface.index(name) for name in self.surface], device=device)
+        upper = state.pressure[0, :, :, self.crop.rows].index_select(0, names).index_select(1, levels)
+        lower = state.surface[0, :, self.crop.rows].index_select(0, below)
+        return upper.index_select(-1, columns), lower.index_select(-1, columns)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a forecast wrote and what it took."""
+
+    path: Path
+    init: str
+    leads_hours: tuple[int, ...]
+    bytes: int
+    sha256_weights: str
+    weights: str
+    trained: bool
+    device: str
+    precision: str
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """One JSON document."""
+        return {"format": FORMAT, **{name: _plain(value) for name, value in vars(self).items()}}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a forecast would read, run and write.
+
+    Args:
+        problems: Why it would not fit; empty when it would.
+    """
+
+    reads: tuple[Mapping[str, Any], ...]
+    weights: Mapping[str, Any]
+    runs: Mapping[str, Any]
+    writes: Mapping[str, Any]
+    problems: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """One JSON document."""
+        return {"format": FORMAT, **{name: _plain(value) for name, value in vars(self).items()}}
+
+
+def forecast(options: Options, on_progress: Progress = lambda what, done, total: None) -> Result:
+    """Runs a forecast and writes it.
+
+    Raises:
+        UsageError: Impossible lead times, unknown variables, an existing output.
+        DataError: The analysis lacks something or is not what it should be; everything is listed.
+        CheckpointError: The weights are missing, damaged, or untrained without `allow_untrained`.
+        ResourceError: No such device, not enough memory or disk, the output cannot be written.
+        ValuesError: The model made NaN, infinite or impossible values.
+    """
+    started = time.monotonic()
+    leads = lead_times(options)
+    _refuse_existing(options)
+    device = resolve_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    on_progress("loading weights", 0, 1)
+    loaded = checkpoint.load(weights.resolve(options.weights), device)
+    model = loaded.model
+    _refuse_untrained(loaded.header.trained, options)
+    step_plan(model.steps, leads)
+    chosen = select(options, model.schema_out, model.grid)
+    groups = encoder_inputs(options, model.inputs)
+    size = _file_size(options, chosen, len(leads))
+    check_space(options.target, size.expected)
+    analyses = read_analyses(options, loaded, groups, on_progress)
+    states = {name: State.from_dataset(made.dataset, model.inputs[name], model.grid).to(device)
+              for name, made in analyses.items()}  # fmt: skip
+    precision = resolve_precision(options.precision, device)
+    read = time.monotonic()
+    attributes = provenance(options, loaded, analyses, device, precision)
+    notes = tuple(note for made in analyses.values() for note in made.notes)
+    writer = ForecastWriter(
+        options.target, pressure=chosen.pressure, levels=chosen.levels, surface=chosen.surface, grid=model.grid,
+        init=options.init, leads_hours=leads, attributes=attributes, region=options.region, lossless=options.lossless,
+        overwrite=options.overwrite,
+    )  # fmt: skip
+    try:
+        with torch.inference_mode(), _autocast(precision, device), writer:
+            on_progress("forecasting", 0, len(leads))
+            for done, (lead, state) in enumerate(rollout(model, model.encode(states), leads), 1):
+                check_values(state, lead)
+                upper, lower = chosen.of(state)
+                writer.write(lead, upper.float().cpu().numpy(), lower.float().cpu().numpy(), cropped=True)
+                on_progress("forecasting", done, len(leads))
+            on_progress("finishing the file", 0, 1)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(f"out of memory on {device}", hint="`wm2 forecast --plan` tells what is needed; try "
+                            "--device cpu, --precision bf16, or smaller weights") from error  # fmt: skip
+    ended = time.monotonic()
+    warnings = () if loaded.header.trained else (UNTRAINED,)
+    return Result(
+        path=options.target, init=np.datetime_as_string(options.init, unit="m"), leads_hours=leads,
+        bytes=options.target.stat().st_size, sha256_weights=loaded.sha256, weights=loaded.header.name,
+        trained=loaded.header.trained, device=str(device), precision=precision,
+        seconds={"read": round(read - started, 3), "run_and_write": round(ended - read, 3)},
+        notes=notes, warnings=warnings,
+    )  # fmt: skip
+
+
+def rollout(model: Model, start: Latent, leads: Sequence[int]) -> Iterator[tuple[int, State]]:
+    """States at the lead times, in increasing order, each step of the tree computed once.
+
+    Args:
+        model: Any model.
+        start: Latent at lead 0.
+        leads: Hours, each a sum of the model's steps.
+
+    Yields:
+        (lead in hours, state). At most the latents of one branch are held, whatever the number of leads.
+
+    Raises:
+        UsageError: A lead cannot be made from the model's steps.
+    """
+    tree = step_plan(model.steps, leads)
+    wanted = set(leads)
+    if 0 in wanted:
+        yield 0, model.decode(start)
+    # Pending steps; the shortest on top. Its lead times lie before those of the longer steps from the same latent, so
+    # the states come out in order, and a latent is let go when its last step has been taken.
+    pending = _children(start, 0, tree)
+    del start
+    while pending:
+        latent, hours, lead, branch = pending.pop()
+        latent = model.advance(latent, hours)
+        if lead in wanted:
+            yield lead, model.decode(latent)
+        pending += _children(latent, lead, branch)
+        del latent
+
+
+Tree = dict[int, "Tree"]
+"""Steps in hours that can follow, and what follows each."""
+
+
+def step_plan(steps: Sequence[int], leads: Sequence[int]) -> Tree:
+    """The tree of steps that reaches all lead times: longest steps first, shared beginnings once.
+
+    Raises:
+        UsageError: Lead times that no such sequence reaches; all are named.
+    """
+    tree: Tree = {}
+    unreachable = []
+    for lead in leads:
+        rest, branch = lead, tree
+        for step in sorted(steps, reverse=True):
+            while rest >= step:
+                branch, rest = branch.setdefault(step, {}), rest - step
+        if rest:
+            unreachable.append(lead)
+    if unreachable:
+        some = ", ".join(f"{lead} h" for lead in unreachable[:5]) + (", ..." if len(unreachable) > 5 else "")
+        raise UsageError(f"the model's steps of {', '.join(f'{step} h' for step in steps)} do not reach {some}",
+                         hint=f"choose a --step that is a multiple of {min(steps)} hours")  # fmt: skip
+    return tree
+
+
+def lead_times(options: Options) -> tuple[int, ...]:
+    """The lead times to write, in hours.
+
+    Raises:
+        UsageError: The forecast is not longer than zero, or not a multiple of the step.
+    """
+    problems = []
+    if options.hours <= 0:
+        problems.append(f"the forecast must be longer than zero, found {options.hours} h")
+    if options.step not in (1, 3, 6, 12, 24):
+        problems.append(f"--step must be 1, 3, 6, 12 or 24 hours, found {options.step}")
+    elif options.hours % options.step:
+        problems.append(f"{options.hours} h is not a multiple of the step of {options.step} h")
+    if problems:
+        raise UsageError("the lead times are not possible", problems=problems)
+    return tuple(range(options.step, options.hours + 1, options.step))
+
+
+def select(options: Options, schema: Schema, grid: Grid) -> Selection:
+    """What to write of the model's output.
+
+    Sums and extremes exist over one hour and over six; without a choice the ones are written that fit the output
+    interval: one hour below 6 h, six from there on.
+
+    Raises:
+        UsageError: Variables or levels the model does not make, all of them named; or an impossible region.
+    """
+    names = options.variables
+    if names is None:
+        window = 1 if options.step < 6 else 6
+        fits = [name for name in schema.surface if VARIABLES[name].window_hours in (0, window)]
+        names = (*schema.pressure, *fits)
+    problems: list[str] = []
+    for name in names:
+        if name not in (*schema.pressure, *schema.surface):
+            try:
+                problems.append(f"the model does not make {name} ({variable(name).long_name})")
+            except UsageError as error:
+                problems.append(f"{error.message}; {error.hint}")
+    levels = schema.levels if options.levels is None else options.levels
+    problems += [f"the model has no level {level_text(level)} hPa" for level in levels if level not in schema.levels]
+    if problems:
+        have = f"{' '.join((*schema.pressure, *schema.surface))} on {' '.join(map(level_text, schema.levels))} hPa"
+        raise UsageError("not all that was asked for can be written", problems=problems, hint=f"the model makes {have}")
+    pressure = tuple(name for name in schema.pressure if name in names)
+    surface = tuple(name for name in schema.surface if name in names)
+    return Selection(pressure, tuple(sorted(map(float, set(levels)))) if pressure else (), surface,
+                     crop(grid, options.region))  # fmt: skip
+
+
+def encoder_inputs(options: Options, inputs: Mapping[str, Schema]) -> dict[str, tuple[str, ...]]:
+    """The files for each encoder.
+
+    `NAME=PATH` names an encoder; plain paths belong to `options.encoder`, or to the first one.
+
+    Raises:
+        UsageError: No such encoder, or plain and named files together.
+    """
+    plain = options.encoder or next(iter(inputs))
+    groups: dict[str, tuple[str, ...]] = {}
+    for text in options.inputs:
+        name, found, path = text.partition("=")
+        if not found or name not in inputs:
+            name, path = plain, text
+        groups[name] = (*groups.get(name, ()), path)
+    groups = groups or {plain: ()}
+    unknown = [name for name in groups if name not in inputs]
+    if unknown:
+        raise UsageError(f"the weights have no encoder '{unknown[0]}'", hint=f"they have {', '.join(inputs)}")
+    return groups
+
+
+def read_analyses(options: Options, loaded: Checkpoint, groups: Mapping[str, tuple[str, ...]],
+                  on_progress: Progress) -> dict[str, Analysis]:  # fmt: skip
+    """One analysis for each encoder, on the model's grid and levels.
+
+    Raises:
+        DataError: What the files lack and what is wrong with them, everything at once.
+    """
+    import xarray as xr
+
+    model = loaded.model
+    axes = {"latitude": model.grid.lat, "longitude": model.grid.lon}
+    static = xr.Dataset(
+        {name: (("latitude", "longitude"), values.numpy(), {"units": VARIABLES[name].units})
+         for name, values in loaded.static.items()}, axes,
+    )  # fmt: skip
+    source = open_source(options.source)
+    made = {}
+    for done, (name, paths) in enumerate(groups.items()):
+        on_progress("reading the analysis", done, len(groups))
+        pieces = source.plan(
+            Request(options.init, tuple(Path(path).expanduser() for path in paths))
+        )
+        files = [source.fetch(piece, cache_folder() / options.source) for piece in pieces]
+        made[name] = prepare(
+            source.open(files), model.inputs[name].dynamic, options.init, model.grid, derive=options.derive,
+            extrapolate=options.extrapolate, static=static if static.data_vars else None,
+        )  # fmt: skip
+    return made
+
+
+def check_values(state: State, lead_hours: int) -> None:
+    """Refuses NaN, infinite and impossible values.
+
+    Raises:
+        ValuesError: The channels concerned, with what they span.
+    """
+    schema = state.schema
+    names = schema.channels
+    both = (state.pressure.flatten(1, 2), state.surface)
+    # One copy to the host for all channels: asking a GPU channel by channel would stall it some hundred times.
+    least = torch.cat([part.amin(dim=(0, 2, 3)) for part in both]).tolist()
+    most = torch.cat([part.amax(dim=(0, 2, 3)) for part in both]).tolist()
+    limits = [VARIABLES[name].plausible(level) for name in schema.pressure for level in schema.levels]
+    limits += [VARIABLES[name].plausible() for name in schema.surface]
+    problems = [
+        f"{name} spans {low:.6g} to {high:.6g}, possible are {lowest:.6g} to {highest:.6g}"
+        for name, low, high, (lowest, highest) in zip(names, least, most, limits, strict=True)
+        if not (lowest <= low and high <= highest)  # NaN fails every comparison
+    ]
+    if problems:
+        raise ValuesError(f"the forecast has impossible values at {lead_hours} h", problems=problems,
+                          hint="check the initial fields; trained weights on sound input do not do this")  # fmt: skip
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the first GPU, or the CPU.
+
+    Raises:
+        ResourceError: There is no such device; says which there are.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    have = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+    if name == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"'{name}' is not a device", hint=f"auto, or one of: {have}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"wm2 does not run on {device.type}", hint=f"auto, or one of: {have}")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ResourceError(f"there is no device {name}", hint=f"there are: {have}; `wm2 doctor` says more")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """`auto` is bf16 on GPUs that have it, and fp32 elsewhere: on a CPU the gain depends on the model's size."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def provenance(options: Options, loaded: Checkpoint, analyses: Mapping[str, Analysis], device: torch.device,
+               precision: str) -> dict[str, str | int | float]:  # fmt: skip
+    """Global attributes: everything needed to tell how a file came about."""
+    header = loaded.header
+    training = str(header.training.get("data", "not stated")) if header.trained else "none: untrained weights"
+    files = [f"{name}: {path} sha256={digest}" for name, made in analyses.items() for path, digest in made.files]
+    notes = [f"{name}: {note}" for name, made in analyses.items() for note in made.notes]
+    start = np.datetime_as_string(options.init, unit="m")
+    attributes: dict[str, str | int | float] = {
+        "title": f"{'Forecast' if header.trained else 'Untrained network run'} by {header.model} from {start}Z",
+        "source": f"wm2 {wm2cli.__version__}, {header.model}, weights {header.name}",
+        "model": header.model,
+        "weights_name": header.name,
+        "weights_sha256": loaded.sha256,
+        "weights_trained": "yes" if header.trained else "no",
+        "weights_training_data": training,
+        "weights_licence": header.licence,
+        "initial_conditions_source": options.source,
+        "initial_conditions_files": "\n".join(files),
+        "initial_conditions_processing": "\n".join(notes) or "none",
+        "encoders": ", ".join(analyses),
+        "device": _device_text(device),
+        "precision": precision,
+        "software": f"wm2 {wm2cli.__version__}, torch {torch.__version__}, numpy {np.__version__}, "
+        f"Python {platform.python_version()}",
+        "command_line": options.command_line or "wm2cli.forecast.forecast()",
+    }
+    if not header.trained:
+        attributes["warning"] = UNTRAINED
+    return attributes
+
+
+def plan(options: Options) -> Plan:
+    """What the forecast would read, run and write; nothing is computed and nothing written.
+
+    Memory is weights, activations and fields by formula; time is the count of operations by the speed of a matrix
+    product measured for a moment on the device. Both are rough.
+
+    Raises:
+        UsageError, CheckpointError, ResourceError: As `forecast`, as far as the question does not need the data.
+    """
+    leads = lead_times(options)
+    _refuse_existing(options)
+    device = resolve_device(options.device)
+    precision = resolve_precision(options.precision, device)
+    path = weights.resolve(options.weights)
+    header, model = checkpoint.skeleton(path)
+    _refuse_untrained(header.trained, options)
+    tree = step_plan(model.steps, leads)
+    chosen = select(options, model.schema_out, model.grid)
+    groups = encoder_inputs(options, model.inputs)
+    counts = _count_steps(tree)
+    operations = model.operations()
+    total = operations["encode"] * len(groups) + operations["decode"] * len(leads)
+    total += sum(number * operations[f"advance {step}"] for step, number in counts.items())
+    rate = _measure_rate(device, precision)
+    size = _file_size(options, chosen, len(leads))
+    parameters = sum(parameter.numel() for parameter in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+    fields = 4 * len(model.schema_out.channels) * model.grid.shape[0] * model.grid.shape[1]
+    memory = 4 * parameters + model.working_bytes(2 if precision == "bf16" else 4)
+    host = (memory if device.type == "cpu" else 2 * 4 * parameters) + 4 * fields + BASE_BYTES
+    problems = []
+    if host > (have := _host_memory()):
+        problems.append(f"needs about {_gib(host)} of memory, {_gib(have)} are there")
+    if device.type == "cuda" and memory > (have := torch.cuda.mem_get_info(device)[0]):
+        problems.append(f"needs about {_gib(memory)} on {device}, {_gib(have)} are free")
+    reads = [_read_plan(name, Path(text).expanduser()) for name, paths in groups.items() for text in paths]
+    problems += [f"there is no file {read['path']}" for read in reads if read["bytes"] is None]
+    try:
+        free = check_space(options.target, size.expected)
+    except ResourceError as error:
+        problems.append(error.message)
+        free = -1
+    return Plan(
+        reads=tuple(reads),
+        weights={"path": str(path), "name": header.name, "bytes": path.stat().st_size, "parameters": parameters,
+                 "trained": header.trained},
+        runs={"device": str(device), "precision": precision, "encodes": len(groups), "decodes": len(leads),
+              "advances": {str(step): number for step, number in sorted(counts.items(), reverse=True)},
+              "operations": total, "operations_per_second": rate, "seconds": total / rate, "host_bytes": host,
+              "device_bytes": memory if device.type == "cuda" else 0},
+        writes={"path": str(options.target), "times": len(leads), "first_lead_hours": leads[0],
+                "last_lead_hours": leads[-1], "variables": [*chosen.pressure, *chosen.surface],
+                "levels_hpa": list(chosen.levels), "rows": chosen.crop.shape[0], "columns": chosen.crop.shape[1],
+                "bytes_uncompressed": size.uncompressed, "bytes_expected": size.expected,
+                "bytes_free": free if free >= 0 else None},
+        problems=tuple(problems),
+    )  # fmt: skip
+
+
+BASE_BYTES = 450 * 2**20
+"""Python, torch and the libraries, measured on Linux (benchmarks/memory.py)."""
+
+
+def _children(latent: Latent, lead: int, branch: Tree) -> list[tuple[Latent, int, int, Tree]]:
+    return [(latent, step, lead + step, branch[step]) for step in sorted(branch, reverse=True)]
+
+
+def _count_steps(tree: Tree) -> dict[int, int]:
+    """How often each step is taken."""
+    counts: dict[int, int] = {}
+    pending = [tree]
+    while pending:
+        for step, branch in pending.pop().items():
+            counts[step] = counts.get(step, 0) + 1
+            pending.append(branch)
+    return counts
+
+
+def _refuse_existing(options: Options) -> None:
+    if options.target.exists() and not options.overwrite:
+        raise UsageError(f"{options.target} exists already", hint="give --overwrite to replace it, or another --out")
+
+
+def _refuse_untrained(trained: bool, options: Options) -> None:
+    if not trained and not options.allow_untrained:
+        raise CheckpointError(
+            "these weights are untrained: what they make is no forecast",
+            hint="use trained weights, or give --allow-untrained to run the network all the same",
+        )
+
+
+def _file_size(options: Options, chosen: Selection, times: int) -> FileSize:
+    return estimate_bytes(pressure=chosen.pressure, levels=chosen.levels, surface=chosen.surface,
+                          shape=chosen.crop.shape, times=times, lossless=options.lossless)  # fmt: skip
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _read_plan(name: str, path: Path) -> dict[str, Any]:
+    return {"encoder": name, "path": str(path), "bytes": path.stat().st_size if path.is_file() else None}
+
+
+def _measure_rate(device: torch.device, precision: str) -> float:
+    """Operations per second of a square matrix product that fills the device for a moment."""
+    size = 8192 if device.type == "cuda" else 1024
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.randn(size, size, device=device, dtype=kind)
+
+    def once() -> float:
+        started = time.perf_counter()
+        float((a @ a)[0, 0])  # asking for a number waits for the device
+        return time.perf_counter() - started
+
+    once()
+    return 2.0 * size**3 / min(once() for _ in range(5))
+
+
+def _host_memory() -> int:
+    """Bytes of memory that can be had without swapping."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+        return int(text.split("MemAvailable:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _device_text(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _plain(value: Any) -> Any:
+    """Values as JSON knows them."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

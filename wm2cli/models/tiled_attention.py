@@ -1,0 +1,357 @@
+"""Neighborhood attention in torch alone: any device, forward and backward, memory linear in the tokens.
+
+Queries are cut into tiles. The windows of a tile's queries together cover a box of keys, so a tile is one
+small dense attention with a mask, the outer product of three axis masks. As columns are periodic, the mask is
+the same for all tiles of a slab: a range of depth and rows, all columns. The keys of a slab are copied with
+the column index outermost. Then the box of each tile is one contiguous run of the copy, the runs of
+neighbouring tiles overlap, and one strided view holds them all: keys are copied several times along depth and
+rows only.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+
+Sizes = tuple[int, int, int]
+
+# In elements: what one step of the tiled backend holds at most, so that a CPU's caches can keep it.
+_SCORES_PER_THREAD = 2**18
+_KEYS_AT_ONCE = 2**21
+_KEYS_AT_ONCE_FUSED = 2**28  # an accelerator wants all heads in one launch instead
+
+
+def tiled_attention(q: Tensor, k: Tensor, v: Tensor, window: Sizes) -> Tensor:
+    """Attends from each token to its window, periodic in columns; see `neighborhood_attention`.
+
+    Differentiable once, deterministic on a CPU. Saves q, k, v and the result for the backward pass, no
+    weights.
+
+    Args:
+        q: Queries, (B, D, H, W, heads, head_dim).
+        k: Keys, same shape, type and device.
+        v: Values, same shape, type and device.
+        window: Sizes in tokens along D, H, W, at most those of the axes.
+
+    Returns:
+        (B, D, H, W, heads, head_dim), in the type of q.
+    """
+    return cast(Tensor, _TiledAttention.apply(q, k, v, window))  # type: ignore[no-untyped-call]
+
+
+def _first_key(query: Tensor, length: int, size: int) -> Tensor:
+    """Gives the first key of the windows of some queries of a bounded axis.
+
+    A window reaches size // 2 tokens back and size - size // 2 - 1 on, and is shifted inward at the ends.
+    """
+    return (query - size // 2).clamp(0, length - size)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Queries of a bounded axis, the keys that their windows cover, and who sees whom (queries, keys)."""
+
+    queries: slice
+    keys: slice
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of the tiles of queries, or of their keys: `count` tiles of `width`, `step` apart.
+
+    They begin at column `first` (negative: they wrap) and may run beyond the circle, which repeats columns.
+    """
+
+    first: int
+    step: int
+    width: int
+    count: int
+
+    @property
+    def total(self) -> int:
+        return (self.count - 1) * self.step + self.width
+
+    def pieces(self, period: int) -> Iterator[tuple[slice, slice]]:
+        """Cuts the run of all columns where it wraps: (part of the run, part of the circle)."""
+        done = 0
+        while done < self.total:
+            column = (self.first + done) % period
+            length = min(period - column, self.total - done)
+            yield slice(done, done + length), slice(column, column + length)
+            done += length
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a grid is cut into tiles."""
+
+    depth: tuple[_Span, ...]
+    rows: tuple[_Span, ...]
+    queries: _Columns
+    keys: _Columns
+    mask: Tensor  # (query columns, key columns) of any tile
+
+
+def _cut(length: int, size: int, tile: int) -> tuple[_Span, ...]:
+    """Cuts a bounded axis into spans of `tile` queries, the last one possibly shorter."""
+    spans = []
+    for start in range(0, length, tile):
+        stop = min(start + tile, length)
+        first = _first_key(torch.arange(start, stop), length, size)[:, None]
+        low, high = int(first[0]), int(first[-1]) + size
+        key = torch.arange(low, high)
+        spans.append(_Span(slice(start, stop), slice(low, high), (key >= first) & (key < first + size)))
+    return tuple(spans)
+
+
+@functools.lru_cache(maxsize=64)
+def _choose_tile(lengths: Sizes, window: Sizes) -> Sizes:
+    """Chooses the tile (depth, rows, columns) of least estimated work.
+
+    Large tiles waste scores on keys that a query does not see; small ones make slow products, copy keys more
+    often and take more calls. The unit is one score; the weights were fitted to timings on a CPU.
+    """
+
+    def work(tile: Sizes) -> int:
+        boxes = [min(n, t + size - 1) for n, t, size in zip(lengths, tile, window, strict=True)]
+        counts = [math.ceil(n / t) for n, t in zip(lengths, tile, strict=True)]
+        slabs = counts[0] * counts[1]
+        scores = slabs * counts[2] * (math.prod(tile) + 8) * math.prod(boxes)
+        copies = 30 * slabs * (counts[2] * tile[2] + window[2]) * boxes[0] * boxes[1]
+        return scores + copies + 20_000 * slabs
+
+    depth, rows, columns = (sorted({min(n, t) for t in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)}) for n in lengths)
+    return min(itertools.product(depth, rows, columns), key=work)
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(lengths: Sizes, window: Sizes, tile: Sizes) -> _Plan:
+    """Cuts a grid into tiles."""
+    D, H, W = lengths
+    size, width = window[2], tile[2]
+    count = math.ceil(W / width)
+    if size < W:
+        keys = _Columns(-(size // 2), width, width + size - 1, count)
+        query, key = torch.arange(width)[:, None], torch.arange(keys.width)
+        mask = (key >= query) & (key < query + size)
+    else:  # all tiles see the whole circle
+        keys = _Columns(0, 0, W, count)
+        mask = torch.ones(width, W, dtype=torch.bool)
+    queries = _Columns(0, width, width, count)
+    return _Plan(_cut(D, window[0], tile[0]), _cut(H, window[1], tile[1]), queries, keys, mask)
+
+
+def _outer(depth: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Outer product of three (queries, keys) masks; tokens in the order columns, depth, rows."""
+    mask = (
+        columns[:, None, None, :, None, None]
+        & depth[None, :, None, None, :, None]
+        & rows[None, None, :, None, None, :]
+    )
+    return mask.reshape(math.prod(mask.shape[:3]), -1)
+
+
+class _Workspace:
+    """The types of a computation, and scratch memory for all slabs: fresh pages cost more than copies.
+
+    On a CPU half types are computed in float32. Half-precision products would round the logits, and are not
+    much faster once the softmax is in float32. Sums over tiles and slabs are in float32 everywhere.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.fused = _is_fused(like.device)
+        self.sums = torch.promote_types(like.dtype, torch.float32)
+        self.dtype = like.dtype if self.fused else self.sums
+        self.device = like.device
+        self._pool: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """Gives uninitialized memory; the next call with this name takes it back."""
+        size = math.prod(shape)
+        if name not in self._pool or self._pool[name].numel() < size:
+            self._pool[name] = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
+        return self._pool[name][:size].view(*shape)
+
+
+def _is_fused(device: torch.device) -> bool:
+    """Tells whether torch's own attention is the fast way; on a CPU, products kept in cache are."""
+    return device.type != "cpu"
+
+
+@dataclass(frozen=True)
+class _Box:
+    """The queries, or the keys, of a slab: part of a field (B, D, H, W, heads, head_dim).
+
+    It is copied to and from blocks (heads, columns, depth, rows, head_dim), whose tiles are (heads, tiles,
+    tokens, head_dim) with the tokens of a tile in the order columns, depth, rows.
+    """
+
+    batch: int
+    depth: slice
+    rows: slice
+    heads: slice
+    columns: _Columns
+
+    def _part(self, field: Tensor) -> Tensor:
+        return field[self.batch, self.depth, self.rows, :, self.heads].permute(3, 2, 0, 1, 4)
+
+    def load(self, field: Tensor, space: _Workspace, name: str) -> Tensor:
+        """Copies the box to a block."""
+        part = self._part(field)
+        block = space.take(name, (part.shape[0], self.columns.total, *part.shape[2:]))
+        for run, circle in self.columns.pieces(part.shape[1]):
+            block[:, run] = part[:, circle]
+        return block
+
+    def store(self, block: Tensor, field: Tensor) -> None:
+        """Writes a block of queries to the field, without the repeated columns."""
+        part = self._part(field)
+        part.copy_(block[:, : part.shape[1]])
+
+    def add(self, block: Tensor, field: Tensor) -> None:
+        """Adds a block to the field; repeated columns add up."""
+        part = self._part(field)
+        for run, circle in self.columns.pieces(part.shape[1]):
+            part[:, circle] += block[:, run]
+
+    def tiles(self, block: Tensor) -> Tensor:
+        """Views the tiles of a block; those of keys share memory with their neighbours."""
+        heads, column, head_dim = block.shape[0], block.stride(1), block.shape[-1]
+        shape = (heads, self.columns.count, self.columns.width * column // head_dim, head_dim)
+        return block.as_strided(shape, (block.stride(0), self.columns.step * column, head_dim, 1))
+
+    def add_tiles(self, values: Tensor, tiles: Tensor) -> None:
+        """Adds to tiles (..., tiles, tokens, head_dim), in rounds of tiles that share no memory."""
+        columns = self.columns
+        rounds = math.ceil(columns.width / columns.step) if columns.step else columns.count
+        for start in range(min(rounds, values.shape[-3])):
+            tiles[..., start::rounds, :, :] += values[..., start::rounds, :, :]
+
+
+def _slabs(q: Tensor, window: Sizes, space: _Workspace) -> Iterator[tuple[_Box, _Box, Tensor]]:
+    """Goes through the slabs: one batch entry, one span of depth and of rows, all columns, some heads.
+
+    Yields:
+        Queries, keys, and the bias (queries of a tile, its keys): 0 where seen, else -inf.
+    """
+    B, D, H, W, heads, head_dim = q.shape
+    plan = _plan((D, H, W), window, _choose_tile((D, H, W), window))
+    for depth, rows in itertools.product(plan.depth, plan.rows):
+        seen = _outer(depth.mask, rows.mask, plan.mask)
+        bias = torch.zeros(seen.shape, dtype=space.dtype).masked_fill_(~seen, -math.inf).to(q.device)
+        size = plan.keys.total * depth.mask.shape[1] * rows.mask.shape[1] * head_dim
+        group = max(1, (_KEYS_AT_ONCE_FUSED if space.fused else _KEYS_AT_ONCE) // size)
+        for batch, head in itertools.product(range(B), range(0, heads, group)):
+            some = slice(head, min(head + group, heads))
+            queries = _Box(batch, depth.queries, rows.queries, some, plan.queries)
+            yield queries, _Box(batch, depth.keys, rows.keys, some, plan.keys), bias
+
+
+def _chunks(q: Tensor, k: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
+    """Goes through tiles (heads, tiles, tokens, head_dim) in chunks (tiles, tokens, head_dim)."""
+    count = max(1, _SCORES_PER_THREAD * torch.get_num_threads() // (q.shape[2] * k.shape[2]))
+    for head, start in itertools.product(range(q.shape[0]), range(0, q.shape[1], count)):
+        yield [tiles[head, start : start + count] for tiles in (q, k, *others)]
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor, space: _Workspace) -> Tensor:
+    """Attention weights of a chunk, (tiles, queries, keys)."""
+    weights = space.take("weights", (q.shape[0], *bias.shape))
+    torch.baddbmm(bias, q, k.mT, alpha=q.shape[-1] ** -0.5, out=weights)
+    return torch.softmax(weights, -1, out=weights)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, space: _Workspace) -> None:
+    """Attention of one slab's tiles, into `out`."""
+    if space.fused:
+        out.copy_(scaled_dot_product_attention(q, k, v, attn_mask=bias))
+        return
+    for some_q, some_k, some_v, some_out in _chunks(q, k, v, out):
+        torch.bmm(_weights(some_q, some_k, bias, space), some_v, out=some_out)
+
+
+def _backward_dense(inputs: Sequence[Tensor], bias: Tensor, box: _Box, space: _Workspace) -> None:
+    """Gradients of one slab's tiles, by the formulas of a softmax.
+
+    Args:
+        inputs: Tiles of q, k, v, output and its gradient; and of the gradients of q, which are written, of
+            k and v, which are added to.
+        bias: (queries, keys).
+        box: The keys.
+        space: Scratch memory.
+    """
+    for q, k, v, out, grad, into_q, into_k, into_v in _chunks(*inputs):
+        scale = q.shape[-1] ** -0.5
+        weights = _weights(q, k, bias, space)
+        scores, keys = space.take("scores", weights.shape), space.take("keys", k.shape)
+        box.add_tiles(torch.bmm(weights.mT, grad, out=keys), into_v)
+        torch.bmm(grad, v.mT, out=scores)
+        scores.sub_((grad * out).sum(-1, keepdim=True)).mul_(weights)
+        torch.bmm(scores, k, out=into_q).mul_(scale)
+        box.add_tiles(torch.bmm(scores.mT, q, out=keys).mul_(scale), into_k)
+
+
+def _backward_fused(inputs: Sequence[Tensor], bias: Tensor, box: _Box, space: _Workspace) -> None:
+    """The same by differentiating torch's own attention."""
+    q, k, v, _, grad, into_q, into_k, into_v = inputs
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    with torch.enable_grad():
+        out = scaled_dot_product_attention(leaves[0], leaves[1], leaves[2], attn_mask=bias)
+    grad_q, grad_k, grad_v = torch.autograd.grad(out, leaves, grad)
+    into_q.copy_(grad_q)
+    box.add_tiles(grad_k, into_k)
+    box.add_tiles(grad_v, into_v)
+
+
+class _TiledAttention(torch.autograd.Function):
+    """Tiled attention. Saves q, k, v and the output alone; the backward pass computes the weights again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: Sizes) -> Tensor:
+        space = _Workspace(q)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for queries, keys, bias in _slabs(q, window, space):
+            query = queries.load(q, space, "q")
+            key, value = keys.load(k, space, "k"), keys.load(v, space, "v")
+            result = space.take("out", query.shape)
+            tiles = queries.tiles(query), keys.tiles(key), keys.tiles(value)
+            _forward(*tiles, bias, queries.tiles(result), space)
+            queries.store(result, out)
+        ctx.save_for_backward(q, k, v, out)
+        ctx.window = window
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, out = ctx.saved_tensors
+        space = _Workspace(q)
+        backward = _backward_fused if space.fused else _backward_dense
+        grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        grad_k, grad_v = (torch.zeros(q.shape, dtype=space.sums, device=q.device) for _ in range(2))
+        with torch.autocast(q.device.type, enabled=False):
+            for queries, keys, bias in _slabs(q, ctx.window, space):
+                query = queries.load(q, space, "q")
+                key, value = keys.load(k, space, "k"), keys.load(v, space, "v")
+                result, above = queries.load(out, space, "out"), queries.load(grad, space, "grad")
+                above[:, q.shape[3] :] = 0  # the repeated columns must not count twice
+                into_q = space.take("into_q", query.shape)
+                into_k, into_v = (space.take(n, key.shape, space.sums).zero_() for n in ("into_k", "into_v"))
+                tiles = [queries.tiles(query), keys.tiles(key), keys.tiles(value)]
+                tiles += [queries.tiles(result), queries.tiles(above)]
+                tiles += [queries.tiles(into_q), keys.tiles(into_k), keys.tiles(into_v)]
+                backward(tiles, bias, keys, space)
+                queries.store(into_q, grad_q)
+                keys.add(into_k, grad_k)
+                keys.add(into_v, grad_v)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
