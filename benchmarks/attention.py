@@ -7,11 +7,12 @@ Implementations:
 - tiled, natten: the backends of wm2 (natten only where it has compiled kernels for the device).
 - gather: index the keys and values of every query, then one batched product; the obvious torch implementation.
 - dense: torch's scaled_dot_product_attention over all pairs of tokens, with a mask.
-- linears: not an attention, but the four linear layers of the block around it (24 C^2 multiply-adds and additions a
-  token), for scale.
+- linears: not an attention, but the four linear layers of the block around it, for scale (24 C^2 FLOP a token).
 
 Each measurement runs in a fresh process, so that its peak memory is its own; what would need more memory than
---memory-limit is left out. Times are the best of --repeat runs after one to warm up.
+--memory-limit is left out. Times are the best of up to --repeat runs, fewer if they take long. Other work on
+the machine spoils them: with threads that wait for each other it may slow a run many times; --threads 1 is
+steadier then.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from wm2cli.models.attention import available_backends, neighborhood_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-DEFAULT_GRIDS = ["5,16,32,8,32", "8,32,64,8,32", "6,90,180,28,32"]
+DEFAULT_GRIDS = ["5,16,32,8,32", "6,90,180,28,32"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Case:
     backward: bool
     device: str
     repeat: int
+    threads: int
 
     @property
     def tokens(self) -> int:
@@ -82,15 +84,13 @@ def neighbors(grid: tuple[int, ...], window: tuple[int, int, int]) -> Tensor:
         first = first if periodic else first.clamp(0, length - size)
         axes.append((first[:, None] + torch.arange(size)) % length)
     depth, rows, columns = axes
-    index = (depth[:, None, None, :, None, None] * H + rows[:, None, None, :, None]) * W + columns[
-        :, None, None, :
-    ]
+    index = (depth[:, None, None, :, None, None] * H + rows[:, None, None, :, None]) * W + columns[:, None, None, :]
     return index.reshape(D * H * W, -1)
 
 
 def make_attention(case: Case) -> Attention:
     """Builds an implementation; masks and indices are made once, as a model would."""
-    D, H, W, heads, head_dim = case.grid
+    D, H, W, _, head_dim = case.grid
     if case.implementation in ("tiled", "natten"):
         return lambda q, k, v: neighborhood_attention(q, k, v, case.window, backend=case.implementation)
     index = neighbors(case.grid, case.window).to(case.device)
@@ -100,16 +100,15 @@ def make_attention(case: Case) -> Attention:
             q, k, v = (x.flatten(1, 3) for x in (q, k, v))
             scores = torch.einsum("bnhd,bnkhd->bnhk", q, k[:, index]) * head_dim**-0.5
             out = torch.einsum("bnhk,bnkhd->bnhd", scores.softmax(-1), v[:, index])
-            return out.unflatten(1, (D, H, W))
+            return out.reshape(-1, D, H, W, *out.shape[2:])
 
         return gather
-    mask = torch.zeros(case.tokens, case.tokens, dtype=torch.bool, device=case.device).scatter_(
-        1, index, True
-    )
+    mask = torch.zeros(case.tokens, case.tokens, dtype=torch.bool, device=case.device).scatter_(1, index, True)
 
     def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in (q, k, v))
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).unflatten(1, (D, H, W))
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        return out.reshape(-1, D, H, W, *out.shape[2:])
 
     return dense
 
@@ -127,12 +126,12 @@ def peak_bytes(device: str) -> int:
 
 def best_time(work: Callable[[], object], repeat: int, device: str) -> tuple[float, int]:
     """Best time in seconds, and how far the work raised the peak memory in bytes."""
-    before = peak_bytes(device)
+    before, start = peak_bytes(device), time.perf_counter()
     work()
     synchronize(device)
-    peak = peak_bytes(device) - before
+    peak, first = peak_bytes(device) - before, time.perf_counter() - start
     times = []
-    for _ in range(repeat):
+    for _ in range(min(repeat, math.ceil(1.5 / first))):
         start = time.perf_counter()
         work()
         synchronize(device)
@@ -143,6 +142,7 @@ def best_time(work: Callable[[], object], repeat: int, device: str) -> tuple[flo
 def measure(case: Case) -> dict[str, float]:
     """Measures one case in this process."""
     torch.manual_seed(0)
+    torch.set_num_threads(case.threads)
     dtype, device = getattr(torch, case.dtype), case.device
     if case.implementation == "linears":
         return measure_linears(case)
@@ -203,10 +203,9 @@ def main() -> None:
     parser.add_argument("--window", default="5,7,7")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument(
-        "--memory-limit", type=float, default=6.0, help="GiB; larger alternatives are left out"
-    )
+    parser.add_argument("--repeat", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory-limit", type=float, default=6.0, help="GiB; larger alternatives are left out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -222,7 +221,7 @@ def main() -> None:
     ):
         ours = math.nan
         for name in implementations:
-            case = Case(name, integers(grid), window, dtype, backward, options.device, options.repeat)
+            case = Case(name, integers(grid), window, dtype, backward, options.device, options.repeat, options.threads)
             label = f"{grid:>18} {dtype:>9} {'forward+backward' if backward else 'forward':>17} {name:>8}"
             if case.bytes_needed > limit:
                 print(f"{label}   left out: needs more than {case.bytes_needed / 2**30:.0f} GiB", flush=True)
@@ -236,7 +235,7 @@ def main() -> None:
     if options.json:
         machine = {
             "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
+            "threads": options.threads,
             "load": os.getloadavg()[0],
             "torch": torch.__version__,
         }

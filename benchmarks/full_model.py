@@ -2,8 +2,8 @@
 
     python benchmarks/full_model.py [--preset wm2] [--precision fp32 bf16] [--device cpu] [--steps 1] [--json FILE]
 
-The named alternative is the machine's own matrix product: `of_matmul` is the share of its rate that the model reaches in
-the same process. Weights are untrained; time and memory do not depend on their values. `--steps 56` on a GPU is the
+The named alternative is the machine's own matrix product: `of_matmul` is the share of its rate that the model reaches
+in the same process. Weights are untrained; time and memory do not depend on their values. `--steps 56` on a GPU is the
 14-day rollout for which 12 s on an RTX 4090 is published.
 """
 
@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 
-def measure(preset_name: str, precision: str, device_name: str, steps: int, threads: int | None, backend: str) -> dict[str, Any]:
+def measure(
+    preset_name: str, precision: str, device_name: str, steps: int, threads: int | None, backend: str
+) -> dict[str, Any]:
     """Runs in a process of its own, so that its peak memory is its own."""
     import numpy as np
     import torch
 
-    from wm2cli.forecast import _autocast, _measure_rate
+    from wm2cli.devices import autocast, measure_rate
     from wm2cli.models import layers
     from wm2cli.models.attention import neighborhood_attention
     from wm2cli.models.presets import preset
@@ -35,7 +37,7 @@ def measure(preset_name: str, precision: str, device_name: str, steps: int, thre
     if backend != "auto":
         layers.neighborhood_attention = lambda q, k, v, window: neighborhood_attention(q, k, v, window, backend=backend)
     device = torch.device(device_name)
-    rate = _measure_rate(device, precision)
+    rate = measure_rate(device, precision)
     chosen = preset(preset_name)
     statistics = Normalizer.nominal(*(e.schema for e in chosen.config.encoders), chosen.config.schema_out)
     torch.manual_seed(0)
@@ -60,7 +62,7 @@ def measure(preset_name: str, precision: str, device_name: str, steps: int, thre
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
         return out
 
-    with torch.inference_mode(), _autocast(precision, device):
+    with torch.inference_mode(), autocast(precision, device):
         if device.type == "cuda":  # kernels are chosen and compiled at first use
             model.decode(model.advance(model.encode(state), 6))
             torch.cuda.reset_peak_memory_stats()
@@ -74,15 +76,25 @@ def measure(preset_name: str, precision: str, device_name: str, steps: int, thre
     total = operations["encode"] + steps * (operations["advance 6"] + operations["decode"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "preset": preset_name, "precision": precision, "device": device_name, "steps": steps, "backend": backend,
-        "threads": torch.get_num_threads(), "seconds": seconds, "total_seconds": sum(seconds.values()),
-        "peak_gib": peak / 2**20, "before_gib": before / 2**20,
-        "planned_gib": (model.working_bytes(2 if precision == "bf16" else 4)
-                        + 4 * sum(p.numel() for p in model.parameters())) / 2**30,
+        "preset": preset_name,
+        "precision": precision,
+        "device": device_name,
+        "steps": steps,
+        "backend": backend,
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "total_seconds": sum(seconds.values()),
+        "peak_gib": peak / 2**20,
+        "before_gib": before / 2**20,
+        "planned_gib": (
+            model.working_bytes(2 if precision == "bf16" else 4) + 4 * sum(p.numel() for p in model.parameters())
+        )
+        / 2**30,
         "device_peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
-        "tflop": total / 1e12, "matmul_tflop_per_second": rate / 1e12,
+        "tflop": total / 1e12,
+        "matmul_tflop_per_second": rate / 1e12,
         "of_matmul": total / sum(seconds.values()) / rate,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -104,9 +116,12 @@ def main() -> None:
                 found = pool.apply(measure, job)
             results.append(found)
             stages = ", ".join(f"{name} {value:.2f} s" for name, value in found["seconds"].items())
-            print(f"{found['preset']} {precision} {backend} on {found['device']} ({found['threads']} threads): {stages}; "
-                  f"peak {found['peak_gib']:.1f} GiB (planned {found['planned_gib']:.1f}), GPU {found['device_peak_gib']:.1f} GiB; "
-                  f"{found['tflop']:.1f} TFLOP at {found['of_matmul']:.0%} of the rate of a matrix product")  # fmt: skip
+            print(
+                f"{found['preset']} {precision} {backend} on {found['device']} ({found['threads']} threads): {stages}; "
+                f"peak {found['peak_gib']:.1f} GiB (planned {found['planned_gib']:.1f}), "
+                f"GPU {found['device_peak_gib']:.1f} GiB; "
+                f"{found['tflop']:.1f} TFLOP at {found['of_matmul']:.0%} of the rate of a matrix product"
+            )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -128,9 +128,7 @@ def write_with_library(path: Path, fields: dict[str, Field], *, level: int, roun
     return result
 
 
-def write_with_writer(
-    path: Path, grid: Grid, states: list[tuple[Field, Field]], **options: Any
-) -> dict[str, Any]:
+def write_with_writer(path: Path, grid: Grid, states: list[tuple[Field, Field]], **options: Any) -> dict[str, Any]:
     """Write whole states through `ForecastWriter`."""
     leads = [6 * number for number in range(1, len(states) + 1)]
     options |= {

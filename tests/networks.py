@@ -57,7 +57,9 @@ def static(grid: Grid = GRID) -> dict[str, torch.Tensor]:
     return {"orog": 3000 * height, "lsm": (height > 0.6).float(), "slt": (8 * height).floor().clamp(max=7)}
 
 
-def state(model: WeatherMesh2, seed: int = 1, batch: int = 1, encoder: str | None = None, time: str = "2024-01-01T00") -> State:
+def state(
+    model: WeatherMesh2, seed: int = 1, batch: int = 1, encoder: str | None = None, time: str = "2024-01-01T00"
+) -> State:
     """Noise of half a standard deviation about the mean."""
     schema = model.inputs[encoder or next(iter(model.inputs))]
     generator = torch.Generator().manual_seed(seed)

@@ -77,7 +77,9 @@ def test_nothing_half_written_carries_the_name(tmp_path: Path, monkeypatch: pyte
 def test_missing_folder(tmp_path: Path) -> None:
     model = network()
     with pytest.raises(ResourceError, match="cannot write"):
-        save(tmp_path / "no" / "net.safetensors", model, Header("weathermesh2", "x", model.config, model.normalizer), {})
+        save(
+            tmp_path / "no" / "net.safetensors", model, Header("weathermesh2", "x", model.config, model.normalizer), {}
+        )
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -32,8 +32,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("WM2_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    return ["forecast", "--init", "2024-01-01T00", "--hours", "12", "--source", "idealized", "--weights", str(weights),
-            "--allow-untrained"]  # fmt: skip
+    return [
+        "forecast",
+        "--init",
+        "2024-01-01T00",
+        "--hours",
+        "12",
+        "--source",
+        "idealized",
+        "--weights",
+        str(weights),
+        "--allow-untrained",
+    ]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,9 +66,31 @@ def test_every_command_shows_examples(command: list[str], capsys: pytest.Capture
     assert text.count(f"wm2 {' '.join(command)}") >= 2
 
 
-FLAGS = {"--init", "--days", "--hours", "--step", "--source", "--input", "--weights", "--out", "--variables", "--levels",
-         "--region", "--device", "--precision", "--encoder", "--threads", "--derive", "--extrapolate", "--lossless",
-         "--overwrite", "--allow-untrained", "--plan", "--json", "--help"}  # fmt: skip
+FLAGS = {
+    "--init",
+    "--days",
+    "--hours",
+    "--step",
+    "--source",
+    "--input",
+    "--weights",
+    "--out",
+    "--variables",
+    "--levels",
+    "--region",
+    "--device",
+    "--precision",
+    "--encoder",
+    "--threads",
+    "--derive",
+    "--extrapolate",
+    "--lossless",
+    "--overwrite",
+    "--allow-untrained",
+    "--plan",
+    "--json",
+    "--help",
+}
 
 
 def test_the_flags_of_forecast_are_frozen() -> None:
@@ -66,10 +98,14 @@ def test_the_flags_of_forecast_are_frozen() -> None:
 
     command = typer.main.get_command(cli.app).commands["forecast"]  # type: ignore[attr-defined]
     context = command.make_context("forecast", ["--init", "x"])
-    assert {name for parameter in command.get_params(context) for name in parameter.opts if name.startswith("--")} == FLAGS
+    assert {
+        name for parameter in command.get_params(context) for name in parameter.opts if name.startswith("--")
+    } == FLAGS
 
 
-def test_stdout_is_the_path_and_nothing_else(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stdout_is_the_path_and_nothing_else(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(base) == 0
     streams = capsys.readouterr()
     assert streams.out == "wm2_20240101T00.nc\n"
@@ -125,8 +161,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("change", "code", "text"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else None)
-def test_wrong_usage(base: list[str], change: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("change", "code", "text"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else None
+)
+def test_wrong_usage(
+    base: list[str], change: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = list(base)
     for flag, value in zip(change[::2], change[1::2], strict=True):
         words = swap(words, flag, value) if flag in words else [*words, flag, value]
@@ -145,7 +185,9 @@ def test_several_mistakes_are_told_at_once(base: list[str], capsys: pytest.Captu
     assert capsys.readouterr().err.count("\n  - ") == 4
 
 
-def test_an_unnamed_checkpoint_is_refused_with_the_way_out(base: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unnamed_checkpoint_is_refused_with_the_way_out(
+    base: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = base.index("--weights")
     monkeypatch.delenv("WM2_WEIGHTS", raising=False)
     assert run(base[:index] + base[index + 2 :]) == 6
@@ -160,7 +202,9 @@ def test_existing_output(base: list[str], tmp_path: Path, capsys: pytest.Capture
     assert run([*base, "--overwrite"]) == 0
 
 
-def test_a_bug_is_code_1_with_a_pointer_to_debug(base: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_code_1_with_a_pointer_to_debug(
+    base: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("oops")
 
@@ -212,7 +256,9 @@ def test_static_fields_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert float(loaded.static["orog"].min()) == pytest.approx(-315, abs=20)
 
 
-def test_a_damaged_checkpoint_is_code_6(weights: Path, tmp_path: Path, base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_code_6(
+    weights: Path, tmp_path: Path, base: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     data = bytearray(weights.read_bytes())
     data[-100] ^= 1
     (tmp_path / "bad.safetensors").write_bytes(bytes(data))
@@ -223,7 +269,16 @@ def test_a_damaged_checkpoint_is_code_6(weights: Path, tmp_path: Path, base: lis
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--json"]) == 0
     findings = {item["name"]: item for item in json.loads(capsys.readouterr().out)["findings"]}
-    assert {"Python", "torch", "CPU threads", "CPU bf16", "natten", "eccodes", "cache folder", "disk of the cache"} <= set(findings)
+    assert {
+        "Python",
+        "torch",
+        "CPU threads",
+        "CPU bf16",
+        "natten",
+        "eccodes",
+        "cache folder",
+        "disk of the cache",
+    } <= set(findings)
     assert all(item["mend"] for item in findings.values() if item["status"] == "broken")
     assert run(["doctor"]) == 0
     assert "eccodes" in capsys.readouterr().out
@@ -231,8 +286,14 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     """A long forecast in a process of its own, once it has begun to write."""
-    process = subprocess.Popen([sys.executable, "-m", "wm2cli", *words], cwd=folder, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wm2cli", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
     deadline = time.monotonic() + 60
     while not list(folder.glob(".*.part")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -264,16 +325,26 @@ def test_kill_leaves_no_final_name_and_the_next_run_works(base: list[str], tmp_p
 
 def test_a_closed_pipe_is_no_traceback(base: list[str], tmp_path: Path) -> None:
     code = f"{sys.executable} -m wm2cli weights info {base[base.index('--weights') + 1]} | head -1"
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path,
-                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("2024-01-01T06", "2024-01-01T06:00:00"), ("2024-01-01", "2024-01-01T00:00:00"), ("2024-01-01T0630Z", "2024-01-01T06:30:00"),
-     ("2024-01-01T18:00", "2024-01-01T18:00:00")],
-)  # fmt: skip
+    [
+        ("2024-01-01T06", "2024-01-01T06:00:00"),
+        ("2024-01-01", "2024-01-01T00:00:00"),
+        ("2024-01-01T0630Z", "2024-01-01T06:30:00"),
+        ("2024-01-01T18:00", "2024-01-01T18:00:00"),
+    ],
+)
 def test_times(text: str, value: str) -> None:
     assert str(parse_time(text)) == value
 

@@ -54,11 +54,11 @@ def test_describing(tmp_path: Path) -> None:
         encode("mslet", values=weather("msl"), style="gfs"), encode("u", 500, member=2),
     )  # fmt: skip
     assert made.describe().splitlines() == [
-        "4 fields in 1 files",
+        "4 fields in 1 file",
         "times: 2024-01-01T06",
         "t (Temperature) at 2 levels: 500 850 hPa: 2 fields",
-        "u (Eastward wind) at 1 levels: 500 hPa, members 2-2: 1 fields",
-        "tcc (Total cloud cover) mean over 6 h: 1 fields",
+        "u (Eastward wind) at 1 level: 500 hPa, member 2: 1 field",
+        "tcc (Total cloud cover) mean over 6 h: 1 field",
         "not used: mslet on meanSea (1)",
     ]
 
@@ -85,9 +85,12 @@ def test_files_know_their_hash(tmp_path: Path) -> None:
 
 
 @given(
-    rows=st.integers(2, 20), columns=st.integers(2, 30), south=st.booleans(), first=st.integers(0, 29),
+    rows=st.integers(2, 20),
+    columns=st.integers(2, 30),
+    south=st.booleans(),
+    first=st.integers(0, 29),
     centred=st.booleans(),
-)  # fmt: skip
+)
 def test_any_order_comes_out_the_same(rows: int, columns: int, south: bool, first: int, centred: bool) -> None:
     lat, lon = np.linspace(90, -90, rows), np.arange(columns) * 360 / columns
     values = np.arange(rows * columns).reshape(rows, columns)

@@ -44,9 +44,7 @@ GRID = Grid.regular(5.0)
 PLAIN: dict[str, Any] = {"pressure": ("z", "q"), "levels": (500, 850, 1000), "surface": ("t2m", "tp_6h")}
 
 
-def state(
-    grid: Grid = GRID, upper: tuple[int, int] = (2, 3), lower: int = 2, seed: int = 0
-) -> tuple[Any, Any]:
+def state(grid: Grid = GRID, upper: tuple[int, int] = (2, 3), lower: int = 2, seed: int = 0) -> tuple[Any, Any]:
     """Random arrays of one time."""
     random = np.random.default_rng(seed)
     pressure = random.normal(280, 30, (*upper, *grid.shape)).astype(np.float32)
@@ -293,9 +291,7 @@ def test_it_opens_in_xarray_as_it_is(written: Path) -> None:
         np.testing.assert_array_equal(dataset.latitude.values, GRID.lat)
         np.testing.assert_array_equal(dataset.longitude.values, GRID.lon)
         np.testing.assert_array_equal(dataset.time_bnds.values[:, 1], dataset.time.values)
-        np.testing.assert_array_equal(
-            dataset.time_bnds.values[:, 0], dataset.time.values - np.timedelta64(6, "h")
-        )
+        np.testing.assert_array_equal(dataset.time_bnds.values[:, 0], dataset.time.values - np.timedelta64(6, "h"))
         assert dataset.z.dtype == np.float32
 
 
@@ -326,9 +322,7 @@ def test_global_attributes(written: Path) -> None:
 
 
 def test_callers_attributes_win_except_for_conventions(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.nc", attributes={"title": "mine", "Conventions": "none", "flag": True, "big": 2**40}
-    )
+    path = write(tmp_path / "a.nc", attributes={"title": "mine", "Conventions": "none", "flag": True, "big": 2**40})
     with xr.open_dataset(path) as dataset:
         assert dataset.attrs["title"] == "mine"
         assert dataset.attrs["Conventions"] == "CF-1.11"
@@ -355,9 +349,7 @@ def test_windows_of_two_lengths_have_a_time_coordinate_each(tmp_path: Path) -> N
 
 
 def all_variables() -> dict[str, Any]:
-    of = {
-        kind: tuple(v.name for v in VARIABLES.values() if v.kind == kind) for kind in ("pressure", "surface")
-    }
+    of = {kind: tuple(v.name for v in VARIABLES.values() if v.kind == kind) for kind in ("pressure", "surface")}
     return {"pressure": of["pressure"], "levels": (0.1, 500, 1000), "surface": of["surface"]}
 
 
@@ -404,8 +396,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     return {
-        name: json.loads((folder / f"{number}.json").read_text())["cf:1.11"]
-        for number, name in enumerate(CONTENTS)
+        name: json.loads((folder / f"{number}.json").read_text())["cf:1.11"] for number, name in enumerate(CONTENTS)
     }
 
 
@@ -425,9 +416,7 @@ def test_the_compliance_checker_finds_nothing(content: str, reports: dict[str, A
 @pytest.mark.skipif(shutil.which("cdo") is None, reason="needs cdo")
 def test_cdo_reads_it(written: Path) -> None:
     def cdo(*arguments: str) -> str:
-        done = subprocess.run(
-            ["cdo", "-s", *arguments], capture_output=True, text=True, check=True, timeout=60
-        )
+        done = subprocess.run(["cdo", "-s", *arguments], capture_output=True, text=True, check=True, timeout=60)
         return done.stdout
 
     assert cdo("showtimestamp", str(written)).split() == ["2024-02-29T00:00:00", "2024-02-29T06:00:00"]
@@ -445,9 +434,7 @@ def test_cdo_reads_it(written: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("ncdump") is None, reason="needs ncdump")
 def test_the_netcdf_tools_read_every_value(written: Path) -> None:
-    done = subprocess.run(
-        ["ncdump", "-v", "t2m", str(written)], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run(["ncdump", "-v", "t2m", str(written)], capture_output=True, text=True, check=True, timeout=60)
     values = re.findall(r"-?\d[\d.e+-]*", done.stdout.split("t2m =")[1])
     with xr.open_dataset(written) as dataset:
         np.testing.assert_allclose(np.float32(values), dataset.t2m.values.ravel(), rtol=1e-6)
@@ -494,9 +481,7 @@ def test_times_may_come_in_any_order_and_arrays_may_be_views(tmp_path: Path, eng
             np.testing.assert_array_equal(dataset.z.values[index], round_mantissa(state(seed=lead)[0][0], 17))
 
 
-@pytest.mark.parametrize(
-    "name", ["with space.nc", "a#mode=zarr,file.nc", "grüße.nc", "[x]y?.nc", "s3:b.nc", "noext"]
-)
+@pytest.mark.parametrize("name", ["with space.nc", "a#mode=zarr,file.nc", "grüße.nc", "[x]y?.nc", "s3:b.nc", "noext"])
 def test_awkward_names(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "f#mode=bytes" / "b c"
     folder.mkdir(parents=True)
@@ -577,9 +562,7 @@ def test_an_unknown_variable_is_the_users_problem(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
 @pytest.mark.parametrize("times", [0, 1, 2])
-def test_an_exception_leaves_nothing(
-    problem: type[BaseException], times: int, tmp_path: Path, engine: str
-) -> None:
+def test_an_exception_leaves_nothing(problem: type[BaseException], times: int, tmp_path: Path, engine: str) -> None:
     with pytest.raises(problem), writer(tmp_path / "a.nc") as out:
         for lead in (6, 12)[:times]:
             out.write(lead, *state())
@@ -645,9 +628,7 @@ def test_a_failed_write_surfaces_at_the_next_call(
     assert os.listdir(tmp_path) == []
 
 
-def test_other_write_errors_are_not_called_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_write_errors_are_not_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("NetCDF: HDF error")
 
@@ -684,9 +665,7 @@ def test_a_failed_close_leaves_nothing(tmp_path: Path, engine: str, monkeypatch:
     write(tmp_path / "a.nc")
 
 
-def test_data_that_does_not_reach_the_disk_gets_no_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_does_not_reach_the_disk_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
@@ -777,11 +756,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if (
-        os.geteuid() != 0
-        or shutil.which("mount") is None
-        or subprocess.run(mount, capture_output=True).returncode
-    ):
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -969,9 +944,7 @@ def test_what_a_dead_run_left_is_no_obstacle(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.nc"]
 
 
-def test_a_lock_whose_file_was_removed_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_whose_file_was_removed_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, flock, calls = tmp_path / ".a.nc.lock", fcntl.flock, 0
 
     def remove_once(descriptor: int, operation: int) -> None:
@@ -1070,9 +1043,7 @@ def test_estimated_and_real_size(tmp_path: Path) -> None:
     values = 2 * (2 * 3 + 2) * 37 * 72 * 4
     assert size.uncompressed == pytest.approx(values, abs=250_000)
     assert path.stat().st_size == pytest.approx(values, abs=250_000)
-    whole = estimate_bytes(
-        pressure=("z",) * 5, levels=(1,) * 25, surface=("t2m",) * 13, shape=(721, 1440), times=56
-    )
+    whole = estimate_bytes(pressure=("z",) * 5, levels=(1,) * 25, surface=("t2m",) * 13, shape=(721, 1440), times=56)
     assert whole.uncompressed == pytest.approx(32.1e9, rel=0.01)
     assert whole.expected == pytest.approx(32.1e9 / 2.5, rel=0.01)
     exact = estimate_bytes(**PLAIN, shape=(721, 1440), times=9, lossless=True)

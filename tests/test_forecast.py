@@ -14,22 +14,13 @@ from networks import GRID, network, state, static
 
 from wm2cli import checkpoint
 from wm2cli.checkpoint import Header
+from wm2cli.devices import resolve_device
 from wm2cli.errors import CheckpointError, DataError, ResourceError, UsageError, ValuesError
-from wm2cli.forecast import (
-    Options,
-    Tree,
-    check_values,
-    encoder_inputs,
-    forecast,
-    lead_times,
-    plan,
-    resolve_device,
-    rollout,
-    select,
-    step_plan,
-)
+from wm2cli.forecast import Options, check_values, encoder_inputs, forecast, lead_times, select
 from wm2cli.models import Latent
 from wm2cli.models.weathermesh2 import EncoderConfig, WeatherMesh2
+from wm2cli.planning import plan
+from wm2cli.rollout import Tree, rollout, step_plan
 from wm2cli.state import State
 
 INIT = np.datetime64("2024-01-01T00", "s")
@@ -123,7 +114,10 @@ def test_rollout_equals_steps_by_hand() -> None:
     assert torch.equal(found[1].surface, model.decode(model.advance(start, 1)).surface)
 
 
-@pytest.mark.parametrize(("hours", "step", "text"), [(0, 6, "longer than zero"), (25, 6, "not a multiple"), (24, 5, "must be 1, 3, 6, 12 or 24")])
+@pytest.mark.parametrize(
+    ("hours", "step", "text"),
+    [(0, 6, "longer than zero"), (25, 6, "not a multiple"), (24, 5, "must be 1, 3, 6, 12 or 24")],
+)
 def test_impossible_lead_times(hours: int, step: int, text: str) -> None:
     with pytest.raises(UsageError) as caught:
         lead_times(Options(INIT, hours, step))
@@ -169,7 +163,10 @@ def test_inputs_by_encoder() -> None:
     base = Options(INIT, 24)
     assert encoder_inputs(base, inputs) == {"gfs": ()}
     assert encoder_inputs(replace(base, inputs=("a.nc", "b.nc"), encoder="hres"), inputs) == {"hres": ("a.nc", "b.nc")}
-    assert encoder_inputs(replace(base, inputs=("gfs=a=1.nc", "hres=b.nc")), inputs) == {"gfs": ("a=1.nc",), "hres": ("b.nc",)}
+    assert encoder_inputs(replace(base, inputs=("gfs=a=1.nc", "hres=b.nc")), inputs) == {
+        "gfs": ("a=1.nc",),
+        "hres": ("b.nc",),
+    }
     assert encoder_inputs(replace(base, inputs=("x=1.nc",)), inputs) == {"gfs": ("x=1.nc",)}
     with pytest.raises(UsageError, match="no encoder 'ifs'"):
         encoder_inputs(replace(base, encoder="ifs"), inputs)
@@ -199,7 +196,11 @@ def test_a_forecast_from_end_to_end(options: Options) -> None:
 def test_the_file_holds_what_the_model_makes(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     held: dict[int, State] = {}
     monkeypatch.setattr("wm2cli.forecast.check_values", lambda made, lead: held.update({lead: made}))
-    result = forecast(replace(options, lossless=True, step=3, variables=("t", "t2m"), levels=(850.0, 300.0), region=(50, -20, -10, 40)))
+    result = forecast(
+        replace(
+            options, lossless=True, step=3, variables=("t", "t2m"), levels=(850.0, 300.0), region=(50, -20, -10, 40)
+        )
+    )
     with xr.open_dataset(result.path) as made:
         assert made.level.values.tolist() == [300.0, 850.0]
         assert set(made.data_vars) - {"crs", "time_bnds"} == {"t", "t2m"}
@@ -208,8 +209,13 @@ def test_the_file_holds_what_the_model_makes(options: Options, monkeypatch: pyte
             lat = [float(held[lead].grid.lat[row]) for row in range(16) if -10 <= held[lead].grid.lat[row] <= 50]
             np.testing.assert_array_equal(made.latitude.values, lat)
             row, column = list(GRID.lat).index(lat[1]), 1  # 11.25 degrees east
-            assert made.t2m.isel(time=index, latitude=1).sel(longitude=11.25) == held[lead].select("t2m")[0, row, column]
-            assert made.t.isel(time=index, latitude=1).sel(longitude=11.25, level=850) == held[lead].select("t", 850.0)[0, row, column]
+            assert (
+                made.t2m.isel(time=index, latitude=1).sel(longitude=11.25) == held[lead].select("t2m")[0, row, column]
+            )
+            assert (
+                made.t.isel(time=index, latitude=1).sel(longitude=11.25, level=850)
+                == held[lead].select("t", 850.0)[0, row, column]
+            )
 
 
 def test_untrained_weights_are_refused_unless_allowed(options: Options) -> None:

@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from wm2cli.errors import ConfigError, DataError
 from wm2cli.grid import Grid, lat_bounds
 
-SPACINGS = [(5.625, "cells", (32, 64)), (2.8125, "cells", (64, 128)), (1.5, "poles", (121, 240)), (1.40625, "cells", (128, 256)),
-            (1.0, "north", (180, 360)), (0.25, "poles", (721, 1440)), (0.25, "north", (720, 1440)), (0.25, "cells", (720, 1440))]  # fmt: skip
+SPACINGS = [
+    (5.625, "cells", (32, 64)),
+    (2.8125, "cells", (64, 128)),
+    (1.5, "poles", (121, 240)),
+    (1.40625, "cells", (128, 256)),
+    (1.0, "north", (180, 360)),
+    (0.25, "poles", (721, 1440)),
+    (0.25, "north", (720, 1440)),
+    (0.25, "cells", (720, 1440)),
+]
 
 
 @pytest.mark.parametrize(("spacing", "rows", "shape"), SPACINGS)
@@ -26,10 +34,12 @@ def test_regular_grids(spacing: float, rows: str, shape: tuple[int, int]) -> Non
 @pytest.mark.parametrize(
     ("grid", "weights"),
     # Pole row, next row, equator; published conventions worked out to 15 digits.
-    [(Grid.regular(1.5), (0.005183181772576, 0.041460125663688, 1.583841064132677)),
-     (Grid.regular(0.25), (0.000857926064665, 0.006863384016748, 1.572976740556811)),
-     (Grid.regular(1.40625, "cells"), (0.019275603443, 0.057815199426, 1.570638625466))],
-)  # fmt: skip
+    [
+        (Grid.regular(1.5), (0.005183181772576, 0.041460125663688, 1.583841064132677)),
+        (Grid.regular(0.25), (0.000857926064665, 0.006863384016748, 1.572976740556811)),
+        (Grid.regular(1.40625, "cells"), (0.019275603443, 0.057815199426, 1.570638625466)),
+    ],
+)
 def test_area_weights(grid: Grid, weights: tuple[float, float, float]) -> None:
     found = grid.area_weights()
     np.testing.assert_allclose([found[0], found[1], found[grid.lat.size // 2]], weights, rtol=1e-11)
@@ -43,14 +53,21 @@ def test_cell_centred_weights_are_cosines() -> None:
 
 def test_regridding_by_hand() -> None:
     """Two columns into one, and one column over two halves."""
-    fine, coarse = Grid(np.array([45.0, -45.0]), np.array([0.0, 90.0, 180.0, 270.0])), Grid(np.array([45.0, -45.0]), np.array([45.0, 225.0]))
+    fine, coarse = (
+        Grid(np.array([45.0, -45.0]), np.array([0.0, 90.0, 180.0, 270.0])),
+        Grid(np.array([45.0, -45.0]), np.array([45.0, 225.0])),
+    )
     values = np.array([[1.0, 3.0, 5.0, 7.0], [0.0, 0.0, 2.0, 2.0]])
     np.testing.assert_allclose(fine.regrid_to(coarse, values), [[2.0, 6.0], [0.0, 2.0]])
     # Cells of 180 degrees around 45 and 225 cover -45..135 and 135..315: each fine cell lies inside one of them.
-    np.testing.assert_allclose(coarse.regrid_to(fine, np.array([[2.0, 6.0], [0.0, 2.0]])), [[2.0, 2.0, 6.0, 6.0], [0.0, 0.0, 2.0, 2.0]])
+    np.testing.assert_allclose(
+        coarse.regrid_to(fine, np.array([[2.0, 6.0], [0.0, 2.0]])), [[2.0, 2.0, 6.0, 6.0], [0.0, 0.0, 2.0, 2.0]]
+    )
 
 
-GRIDS = st.sampled_from([Grid.regular(s, r) for s in (30.0, 20.0, 15.0, 11.25, 5.625) for r in ("poles", "cells", "north")])  # type: ignore[arg-type]
+GRIDS = st.sampled_from(
+    [Grid.regular(s, r) for s in (30.0, 20.0, 15.0, 11.25, 5.625) for r in ("poles", "cells", "north")]
+)  # type: ignore[arg-type]
 
 
 @settings(max_examples=40, deadline=None)

@@ -23,10 +23,16 @@ TEXT = {
     "page2.grib": (b"\n\n  <html lang='en'>", "is an HTML page"),
     "s3.grib2": (b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "is XML, not weather data"),
     "empty.grib": (b"", r"empty.grib is empty \(0 bytes\)"),
-    "gfs.idx": (b"1:0:d=2022101400:PRMSL:mean sea level:anl:\n2:990253:d=2022101400:CLMR", r"index of a GRIB file \(.idx\)"),
+    "gfs.idx": (
+        b"1:0:d=2022101400:PRMSL:mean sea level:anl:\n2:990253:d=2022101400:CLMR",
+        r"index of a GRIB file \(.idx\)",
+    ),
     "some.index": (b'{"domain": "g", "date": "20240101"}', "is JSON, such as the .index of ECMWF open data"),
     "notes.nc": (b"temperature 12.3\n", "is a text file, not GRIB or NetCDF"),
-    "bulletin.grib": (b"\x01\r\r\n042\r\r\nHTXA50 KWBC 010000\r\r\n" + encode("t", 500), "foreign bytes before its first"),
+    "bulletin.grib": (
+        b"\x01\r\r\n042\r\r\nHTXA50 KWBC 010000\r\r\n" + encode("t", 500),
+        "foreign bytes before its first",
+    ),
     "some.bufr": (b"BUFR\x00\x01\x02\x04", "is BUFR: observations, not fields"),
     "x.grib.xz": (lzma.compress(b"GRIB"), "is compressed with xz"),
     "x.grib.gz": (gzip.compress(b"GRIB"), "is compressed with gzip"),
@@ -35,7 +41,7 @@ TEXT = {
     "hollow.zip": (b"PK\x05\x06" + bytes(18), "is an empty ZIP archive"),
     "cut.zip": (b"PK\x03\x04" + bytes(40), "is a damaged ZIP archive"),
     "cut.nc": (b"\x89HDF\r\n\x1a\n" + bytes(40), "cut.nc cannot be opened as NetCDF"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -133,7 +139,7 @@ def test_no_room_to_unpack(tmp_path: Path, unpacked: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfileobj", full)
-    with pytest.raises(ResourceError, match="cannot unpack download.zip"):
+    with pytest.raises(ResourceError, match=r"cannot unpack download\.zip"):
         open_files([path])
 
 

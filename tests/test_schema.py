@@ -58,8 +58,14 @@ def test_level_sets() -> None:
 @pytest.mark.parametrize(
     ("level", "height", "temperature"),
     # ICAO standard atmosphere (ISO 2533), geopotential metres and kelvin at these pressures.
-    [(1013.25, 0.0, 288.15), (500, 5574.4, 251.92), (226.32, 11000.0, 216.65), (54.749, 20000.0, 216.65), (8.6802, 32000.0, 228.65)],
-)  # fmt: skip
+    [
+        (1013.25, 0.0, 288.15),
+        (500, 5574.4, 251.92),
+        (226.32, 11000.0, 216.65),
+        (54.749, 20000.0, 216.65),
+        (8.6802, 32000.0, 228.65),
+    ],
+)
 def test_standard_atmosphere(level: float, height: float, temperature: float) -> None:
     assert standard_height(level) == pytest.approx(height, abs=0.5)
     assert standard_temperature(level) == pytest.approx(temperature, abs=0.01)
@@ -92,7 +98,12 @@ def test_unknown_variable_names_the_nearest() -> None:
 
 def dataset() -> xr.Dataset:
     """Half a schema: z at one of two levels, in its unit; t2m in Celsius; msl with a hole; tcc is not there."""
-    axes = {"time": [np.datetime64("2024-01-01", "ns")], "level": [500.0], "latitude": [45.0, -45.0], "longitude": [0.0, 180.0]}
+    axes = {
+        "time": [np.datetime64("2024-01-01", "ns")],
+        "level": [500.0],
+        "latitude": [45.0, -45.0],
+        "longitude": [0.0, 180.0],
+    }
     upper, lower = ("time", "level", "latitude", "longitude"), ("time", "latitude", "longitude")
     return xr.Dataset(
         {
@@ -116,7 +127,10 @@ def test_issues_with_lists_every_problem_at_once() -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "level", "wrong"), [("z", 300, 9000.0), ("t", 850, 15.0), ("q", 1000, 12.0), ("msl", None, 1013.0), ("tcc", None, 87.0)])
+@pytest.mark.parametrize(
+    ("name", "level", "wrong"),
+    [("z", 300, 9000.0), ("t", 850, 15.0), ("q", 1000, 12.0), ("msl", None, 1013.0), ("tcc", None, 87.0)],
+)
 def test_values_in_a_wrong_unit_are_noticed(name: str, level: float | None, wrong: float) -> None:
     """Height for geopotential, Celsius, g/kg, hPa and percent."""
     assert value_issues(VARIABLES[name], np.full((2, 2), wrong), level)

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from wm2cli.levels import between, beyond, plan_levels
 from wm2cli.schema import GRAVITY, standard_height, standard_temperature
 from wm2cli.thermodynamics import (
-    DRY_AIR, RATIO, dewpoint, pressure_below, saturation, saturation_over_ice, saturation_over_water,
-    specific_humidity, vapour_pressure,
+    DRY_AIR,
+    RATIO,
+    dewpoint,
+    pressure_below,
+    saturation,
+    saturation_over_ice,
+    saturation_over_water,
+    specific_humidity,
+    vapour_pressure,
 )  # fmt: skip
 
 
@@ -79,9 +86,13 @@ def test_pressure_at_sea_level_in_the_standard_atmosphere() -> None:
 def test_plan_of_levels() -> None:
     plans = plan_levels((10, 50, 70, 500, 1000, 1010), (50.0, 100.0, 500.0, 1000.0))
     assert [(plan.how, plan.upper, plan.lower) for plan in plans] == [
-        ("above", 50, 50), ("direct", 50, 50), ("between", 50, 100), ("direct", 500, 500), ("direct", 1000, 1000),
+        ("above", 50, 50),
+        ("direct", 50, 50),
+        ("between", 50, 100),
+        ("direct", 500, 500),
+        ("direct", 1000, 1000),
         ("below", 1000, 1000),
-    ]  # fmt: skip
+    ]
     assert plans[2].weight == pytest.approx(math.log(1.4) / math.log(2))
 
 

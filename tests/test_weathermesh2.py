@@ -222,7 +222,9 @@ def test_operations_match_a_count_by_hand() -> None:
 
 def test_padding_of_the_globe_by_hand() -> None:
     x = torch.arange(12.0).view(1, 1, 3, 4)
-    expected = torch.tensor([[7, 4, 5, 6, 7, 4], [3, 0, 1, 2, 3, 0], [7, 4, 5, 6, 7, 4], [11, 8, 9, 10, 11, 8], [7, 4, 5, 6, 7, 4]])
+    expected = torch.tensor(
+        [[7, 4, 5, 6, 7, 4], [3, 0, 1, 2, 3, 0], [7, 4, 5, 6, 7, 4], [11, 8, 9, 10, 11, 8], [7, 4, 5, 6, 7, 4]]
+    )
     assert torch.equal(pad_globe(x)[0, 0], expected.float())
 
 
@@ -283,7 +285,13 @@ def test_regression() -> None:
     """Frozen output of seed 0: a change of these numbers is a change of every forecast."""
     made = network()
     out = normalized(made, made.decode(made.advance(made.encode(state(made)), 6)))
-    found = [float(out.mean()), float(out.std()), float(out[0, 0, 0, 0]), float(out[0, 12, 7, 31]), float(out[0, -1, 15, 3])]
+    found = [
+        float(out.mean()),
+        float(out.std()),
+        float(out[0, 0, 0, 0]),
+        float(out[0, 12, 7, 31]),
+        float(out[0, -1, 15, 3]),
+    ]
     assert found == pytest.approx(FROZEN, abs=2e-4)
 
 

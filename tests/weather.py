@@ -1,5 +1,5 @@
-"""Made-up weather and files of it: every (variable, level) is a smooth field without any symmetry, so that a flipped,
-shifted or exchanged field shows."""
+"""Made-up weather and files of it: every (variable, level) is a smooth field without any symmetry, so that a
+flipped, shifted or exchanged field shows."""
 
 from __future__ import annotations
 
@@ -27,11 +27,29 @@ GROUND = ("t2m", "d2m", "u10", "v10", "u100", "v100", "msl", "tcc")
 SCHEMA = Schema(UPPER, LEVELS, GROUND)
 
 _NUMBERS = {  # mean and amplitude of what does not depend on the level
-    "u": (0, 20), "v": (0, 20), "r": (0.6, 0.3), "t2m": (285, 15), "d2m": (278, 12), "u10": (0, 8), "v10": (0, 8),
-    "u100": (0, 11), "v100": (0, 11), "msl": (101000, 2000), "tcc": (0.5, 0.4), "mx2t": (288, 15), "mn2t": (282, 15),
-    "lsp": (1e-3, 8e-4), "cp": (1e-3, 8e-4), "tp": (2e-3, 1.5e-3), "ssr": (1e6, 8e5), "sp": (98000, 3000),
-    "r2m": (0.6, 0.3), "q2m": (6e-3, 4e-3), "orog": (500, 400), "lsm": (0.5, 0.4),
-}  # fmt: skip
+    "u": (0, 20),
+    "v": (0, 20),
+    "r": (0.6, 0.3),
+    "t2m": (285, 15),
+    "d2m": (278, 12),
+    "u10": (0, 8),
+    "v10": (0, 8),
+    "u100": (0, 11),
+    "v100": (0, 11),
+    "msl": (101000, 2000),
+    "tcc": (0.5, 0.4),
+    "mx2t": (288, 15),
+    "mn2t": (282, 15),
+    "lsp": (1e-3, 8e-4),
+    "cp": (1e-3, 8e-4),
+    "tp": (2e-3, 1.5e-3),
+    "ssr": (1e6, 8e5),
+    "sp": (98000, 3000),
+    "r2m": (0.6, 0.3),
+    "q2m": (6e-3, 4e-3),
+    "orog": (500, 400),
+    "lsm": (0.5, 0.4),
+}
 
 
 def weather(name: str, level: float | None = None, lat: Array = LAT, lon: Array = LON, day: float = 0.0) -> Array:
@@ -54,14 +72,43 @@ def weather(name: str, level: float | None = None, lat: Array = LAT, lon: Array 
 
 
 _GFS = {  # discipline, category, number, kind of surface, factor from our unit to the message's
-    "z": (0, 3, 5, 100, 1 / GRAVITY), "t": (0, 0, 0, 100, 1), "u": (0, 2, 2, 100, 1), "v": (0, 2, 3, 100, 1),
-    "q": (0, 1, 0, 100, 1), "r": (0, 1, 1, 100, 100), "t2m": (0, 0, 0, 103, 1), "d2m": (0, 0, 6, 103, 1),
-    "r2m": (0, 1, 1, 103, 100), "q2m": (0, 1, 0, 103, 1), "u10": (0, 2, 2, 103, 1), "v10": (0, 2, 3, 103, 1),
-    "u100": (0, 2, 2, 103, 1), "v100": (0, 2, 3, 103, 1), "msl": (0, 3, 1, 101, 1), "mslet": (0, 3, 192, 101, 1),
-    "tcc": (0, 6, 1, 10, 100), "sp": (0, 3, 0, 1, 1), "orog": (0, 3, 5, 1, 1), "lsm": (2, 0, 0, 1, 1),
-    "tp": (0, 1, 8, 1, 1000), "cp": (0, 1, 10, 1, 1000), "mx2t": (0, 0, 4, 103, 1), "mn2t": (0, 0, 5, 103, 1),
-}  # fmt: skip
-_HEIGHTS = {"t2m": 2, "d2m": 2, "r2m": 2, "q2m": 2, "u10": 10, "v10": 10, "u100": 100, "v100": 100, "mx2t": 2, "mn2t": 2}
+    "z": (0, 3, 5, 100, 1 / GRAVITY),
+    "t": (0, 0, 0, 100, 1),
+    "u": (0, 2, 2, 100, 1),
+    "v": (0, 2, 3, 100, 1),
+    "q": (0, 1, 0, 100, 1),
+    "r": (0, 1, 1, 100, 100),
+    "t2m": (0, 0, 0, 103, 1),
+    "d2m": (0, 0, 6, 103, 1),
+    "r2m": (0, 1, 1, 103, 100),
+    "q2m": (0, 1, 0, 103, 1),
+    "u10": (0, 2, 2, 103, 1),
+    "v10": (0, 2, 3, 103, 1),
+    "u100": (0, 2, 2, 103, 1),
+    "v100": (0, 2, 3, 103, 1),
+    "msl": (0, 3, 1, 101, 1),
+    "mslet": (0, 3, 192, 101, 1),
+    "tcc": (0, 6, 1, 10, 100),
+    "sp": (0, 3, 0, 1, 1),
+    "orog": (0, 3, 5, 1, 1),
+    "lsm": (2, 0, 0, 1, 1),
+    "tp": (0, 1, 8, 1, 1000),
+    "cp": (0, 1, 10, 1, 1000),
+    "mx2t": (0, 0, 4, 103, 1),
+    "mn2t": (0, 0, 5, 103, 1),
+}
+_HEIGHTS = {
+    "t2m": 2,
+    "d2m": 2,
+    "r2m": 2,
+    "q2m": 2,
+    "u10": 10,
+    "v10": 10,
+    "u100": 100,
+    "v100": 100,
+    "mx2t": 2,
+    "mn2t": 2,
+}
 _STATISTICS = {"mean": 0, "sum": 1, "maximum": 2, "minimum": 3}
 
 
@@ -116,14 +163,20 @@ def encode(
     text = str(base.astype("datetime64[m]")).replace("-", "").replace(":", "")
     plain: dict[str, Any] = {
         "centre": "kwbc" if style == "gfs" else "ecmf",
-        "Ni": lon.size, "Nj": lat.size,
-        "latitudeOfFirstGridPointInDegrees": float(rows[0]), "latitudeOfLastGridPointInDegrees": float(rows[-1]),
-        "longitudeOfFirstGridPointInDegrees": wrap(west), "longitudeOfLastGridPointInDegrees": wrap(east),
-        "iDirectionIncrementInDegrees": float(lon[1] - lon[0]), "jDirectionIncrementInDegrees": float(abs(lat[1] - lat[0])),
-        "iScansNegatively": int(east_first), "jScansPositively": int(south_first),
+        "Ni": lon.size,
+        "Nj": lat.size,
+        "latitudeOfFirstGridPointInDegrees": float(rows[0]),
+        "latitudeOfLastGridPointInDegrees": float(rows[-1]),
+        "longitudeOfFirstGridPointInDegrees": wrap(west),
+        "longitudeOfLastGridPointInDegrees": wrap(east),
+        "iDirectionIncrementInDegrees": float(lon[1] - lon[0]),
+        "jDirectionIncrementInDegrees": float(abs(lat[1] - lat[0])),
+        "iScansNegatively": int(east_first),
+        "jScansPositively": int(south_first),
         "jPointsAreConsecutive": int(by_column),
-        "dataDate": int(text[:8]), "dataTime": int(text[9:13]),
-    }  # fmt: skip
+        "dataDate": int(text[:8]),
+        "dataTime": int(text[9:13]),
+    }
     if alternating:
         plain["alternativeRowScanning"] = 1
     factor = 1.0
@@ -131,9 +184,14 @@ def encode(
         discipline, category, number, surface, factor = _GFS[name]
         if window is not None:
             plain["productDefinitionTemplateNumber"] = 8
-        plain |= {"discipline": discipline, "parameterCategory": category, "parameterNumber": number,
-                  "typeOfFirstFixedSurface": surface, "scaleFactorOfFirstFixedSurface": 0,
-                  "scaledValueOfFirstFixedSurface": _HEIGHTS.get(name, 0) if level is None else round(level * 100)}  # fmt: skip
+        plain |= {
+            "discipline": discipline,
+            "parameterCategory": category,
+            "parameterNumber": number,
+            "typeOfFirstFixedSurface": surface,
+            "scaleFactorOfFirstFixedSurface": 0,
+            "scaledValueOfFirstFixedSurface": _HEIGHTS.get(name, 0) if level is None else round(level * 100),
+        }
     else:
         gpm = style == "ifs" and name == "z"
         key = next((key for key in VARIABLES[name].grib if not gpm or key.param_id == 156), None)
@@ -143,7 +201,10 @@ def encode(
         plain |= {"paramId": param}
         if level is not None:
             exact = level == int(level)
-            plain |= {"typeOfLevel": "isobaricInhPa" if exact else "isobaricInPa", "level": level if exact else level * 100}
+            plain |= {
+                "typeOfLevel": "isobaricInhPa" if exact else "isobaricInPa",
+                "level": level if exact else level * 100,
+            }
     if window is None:
         plain["stepRange"] = str(step)
     else:
@@ -197,8 +258,16 @@ def write_grib(path: Path, what: Iterable[tuple[str, float | None]] = tuple(chan
     return path
 
 
-_CDS_UNITS = {"K": "K", "m s-1": "m s**-1", "Pa": "Pa", "kg kg-1": "kg kg**-1", "1": "(0 - 1)", "m2 s-2": "m**2 s**-2",
-              "m": "m", "J m-2": "J m**-2"}  # fmt: skip
+_CDS_UNITS = {
+    "K": "K",
+    "m s-1": "m s**-1",
+    "Pa": "Pa",
+    "kg kg-1": "kg kg**-1",
+    "1": "(0 - 1)",
+    "m2 s-2": "m**2 s**-2",
+    "m": "m",
+    "J m-2": "J m**-2",
+}
 
 
 def write_cds_old(
@@ -242,10 +311,14 @@ def write_cds_old(
             made[:] = values
         for name in names:
             upper = VARIABLES[name].kind == "pressure"
-            data = np.stack([
-                np.stack([weather(name, level, lat, lon) for level in levels]) if upper else weather(name, None, lat, lon)
-                for _ in times
-            ]) * (factor or {}).get(name, 1.0)  # fmt: skip
+            data = np.stack(
+                [
+                    np.stack([weather(name, level, lat, lon) for level in levels])
+                    if upper
+                    else weather(name, None, lat, lon)
+                    for _ in times
+                ]
+            ) * (factor or {}).get(name, 1.0)
             dims = ("time", *(("expver",) if versions else ()), *(("level",) if upper else ()), "latitude", "longitude")
             if versions:
                 both = np.full((len(times), 2, *data.shape[1:]), np.nan)
@@ -292,7 +365,9 @@ def write_cds_new(
         made.setncatts({"standard_name": "realization", "units": "1"})
         made[...] = members or 0
         made = file.createVariable("valid_time", "i8", ("valid_time",))
-        made.setncatts({"standard_name": "time", "units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"})
+        made.setncatts(
+            {"standard_name": "time", "units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}
+        )
         made[:] = np.array(times, "datetime64[s]").astype(np.int64)
         for axis, values, unit in (("latitude", lat, "degrees_north"), ("longitude", lon, "degrees_east")):
             file.createDimension(axis, values.size)
@@ -303,13 +378,27 @@ def write_cds_new(
         made[:] = np.array([expver] * len(times), object)
         for name in names:
             upper = VARIABLES[name].kind == "pressure"
-            dims = (*(("number",) if members else ()), "valid_time", *(("pressure_level",) if upper else ()), "latitude",
-                    "longitude")  # fmt: skip
+            dims = (
+                *(("number",) if members else ()),
+                "valid_time",
+                *(("pressure_level",) if upper else ()),
+                "latitude",
+                "longitude",
+            )
             made = file.createVariable(name, "f4", dims, zlib=True, fill_value=np.nan)
-            made.setncatts({"units": _CDS_UNITS[VARIABLES[name].units], "GRIB_stepType": step_type,
-                            "GRIB_typeOfLevel": "isobaricInhPa" if upper else "surface",
-                            "GRIB_paramId": VARIABLES[name].grib[0].param_id,
-                            "coordinates": "number valid_time isobaricInhPa latitude longitude expver"})  # fmt: skip
-            one = np.stack([weather(name, level, lat, lon) for level in levels]) if upper else weather(name, None, lat, lon)
+            made.setncatts(
+                {
+                    "units": _CDS_UNITS[VARIABLES[name].units],
+                    "GRIB_stepType": step_type,
+                    "GRIB_typeOfLevel": "isobaricInhPa" if upper else "surface",
+                    "GRIB_paramId": VARIABLES[name].grib[0].param_id,
+                    "coordinates": "number valid_time isobaricInhPa latitude longitude expver",
+                }
+            )
+            one = (
+                np.stack([weather(name, level, lat, lon) for level in levels])
+                if upper
+                else weather(name, None, lat, lon)
+            )
             made[:] = np.broadcast_to(one, [file.dimensions[dim].size for dim in dims])
     return path

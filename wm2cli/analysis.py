@@ -34,7 +34,8 @@ class Analysis:
     """The state a forecast starts from.
 
     Args:
-        dataset: Canonical: dims (time, level, latitude, longitude), the model's grid and levels, our names and units.
+        dataset: Canonical: dims (time, level, latitude, longitude), the model's grid and levels, our names
+            and units.
         notes: Everything done to the fields beyond copying them, and what they are when they are no analysis.
         files: Name and sha256 of each file that fields were read from.
     """
@@ -56,8 +57,8 @@ def prepare(
 ) -> Analysis:
     """The fields of a schema at one time, on a grid.
 
-    What differs from the files is noted: levels that the source does not have are interpolated linearly in ln p;
-    specific humidity is made from relative humidity where only that is there; another grid is regridded
+    What differs from the files is noted: levels that the source does not have are interpolated linearly in ln
+    p; specific humidity is made from relative humidity where only that is there; another grid is regridded
     conservatively; values outside physical limits by no more than packing explains are set to them.
 
     Args:
@@ -65,14 +66,14 @@ def prepare(
         schema: Variables and levels wanted.
         time: Valid time wanted.
         grid: Target grid.
-        derive: Also make fields that others only approximate (`wm2cli.derivations`), and fill a hole in one variable's
-            levels where other variables have that level.
+        derive: Also make fields that others only approximate (`wm2cli.derivations`), and fill a hole in one
+            variable's levels where other variables have that level.
         extrapolate: Also make levels beyond those of the source (`wm2cli.levels.beyond`).
         static: Fields constant in time for derivations and for `schema.static`, dims (latitude, longitude).
 
     Raises:
-        DataError: The time is not there, or anything is missing, ambiguous, regional, on several grids, has missing or
-            impossible values; all of it is listed.
+        DataError: The time is not there, or anything is missing, ambiguous, regional, on several grids, has
+            missing or impossible values; all of it is listed.
     """
     moment = time.astype("datetime64[s]")
     _check_time(inventory, moment)
@@ -88,14 +89,15 @@ def _check_time(inventory: Inventory, time: Time) -> None:
         problems = [line for lines in inventory.problems.values() for line in lines]
         if inventory.ignored:
             some = sorted(inventory.ignored)
-            problems.append(
-                f"not used: {', '.join(some[:8])}" + (f" and {len(some) - 8} more" if some[8:] else "")
-            )
+            problems.append(f"not used: {', '.join(some[:8])}" + (f" and {len(some) - 8} more" if some[8:] else ""))
         raise DataError(f"no usable fields in {names}", problems=problems,
                         hint="give an analysis with fields on pressure levels")  # fmt: skip
     if time not in times:
-        raise DataError(f"no fields for {time_text(time)} in {names}", problems=[f"there are: {times_text(times)}"],
-                        hint="set --init to a time that is there, or give the files for it")  # fmt: skip
+        raise DataError(
+            f"no fields for {time_text(time)} in {names}",
+            problems=[f"there are: {times_text(times)}"],
+            hint="set --init to a time that is there, or give the files for it",
+        )
 
 
 @dataclass
@@ -159,9 +161,7 @@ class _Preparation:
             holes = [plan.level for plan in plans if plan.how == "between" and plan.level in anywhere]
             if outside and not self.extrapolate:
                 ends = f"{level_text(levels[0])} to {level_text(levels[-1])} hPa"
-                self._by_text(
-                    lines, f"{levels_text(outside)} missing, beyond the levels there are ({ends})", name
-                )
+                self._by_text(lines, f"{levels_text(outside)} missing, beyond the levels there are ({ends})", name)
                 self.hints["--extrapolate goes beyond the levels there are"] = None
             if holes and not self.derive:
                 others = [other for other in self.schema.pressure if set(holes) <= set(have[other])]
@@ -187,9 +187,7 @@ class _Preparation:
     def _use(self, name: str, level: float) -> None:
         """Remembers the fields that a level of a variable is read from."""
         found = self.snapshot.pick(name, level)
-        needed = (
-            [found] if found is not None else [self.snapshot.pick("r", level), self.snapshot.pick("t", level)]
-        )
+        needed = [found] if found is not None else [self.snapshot.pick("r", level), self.snapshot.pick("t", level)]
         self.fields += [item for item in needed if item is not None]
 
     def _level_notes(
@@ -206,8 +204,10 @@ class _Preparation:
         if plain:
             notes.append(f"{levels_text(plain)} interpolated linearly in ln p from {levels_text(have)}")
         if holes:
-            notes.append(f"{levels_text(holes)} missing although other variables have it; interpolated linearly in "
-                         "ln p from the levels around")  # fmt: skip
+            notes.append(
+                f"{levels_text(holes)} missing although other variables have it; interpolated linearly in "
+                "ln p from the levels around"
+            )
         if outside:
             ends = sorted({plan.upper for plan in plans if plan.level in outside})
             notes.append(f"{levels_text(outside)} extrapolated from {levels_text(ends)}")
@@ -259,9 +259,9 @@ class _Preparation:
             self.problems += [f"{names_text(items)}: on a grid of {axes.describe()}; all must be on the same"
                               for axes, items in groups]  # fmt: skip
         issues = [
-            f"{names_text(items)} on {axes.describe()}: {issue}"
+            f"{names_text(items)} on {axes.describe()}: {'; '.join(axes.issues())}"
             for axes, items in groups
-            for issue in axes.issues()
+            if axes.issues()
         ]
         self.problems += issues
         return None if issues or len(groups) != 1 else groups[0][0].grid()
@@ -273,9 +273,7 @@ class _Preparation:
             if self.static is not None and name in self.static:
                 given = self.static[name]
                 if not self.grid.same_as(given["latitude"].values, given["longitude"].values):
-                    self.problems.append(
-                        f"the static field {name} that was given lies on another grid than the model"
-                    )
+                    self.problems.append(f"the static field {name} that was given lies on another grid than the model")
                 made[name] = np.asarray(given.values, np.float32)
             else:
                 lacks.append(name)
@@ -288,8 +286,11 @@ class _Preparation:
                 return made
             made |= {name: dataset[name].values for name in there}
             self.notes += [f"{name} is from {dataset[name].attrs['origin']}" for name in there]
-        self.problems += [f"{name} ({VARIABLES[name].long_name}) is missing; it comes with weights or with --static"
-                          for name in lacks if name not in made]  # fmt: skip
+        self.problems += [
+            f"{name} ({VARIABLES[name].long_name}) is missing; it comes with weights or with --static"
+            for name in lacks
+            if name not in made
+        ]
         return made
 
     # Reading.
@@ -317,9 +318,7 @@ class _Preparation:
         if humidity is None or temperature is None:
             return None
         humidity = self.snapshot.clip("r", humidity, 0.0, np.inf, f"r{level_text(level)}")
-        return self._checked(
-            "q", level, specific_humidity(humidity, temperature, level * 100.0).astype(np.float32)
-        )
+        return self._checked("q", level, specific_humidity(humidity, temperature, level * 100.0).astype(np.float32))
 
     def _at_level(self, name: str, plan: LevelPlan, upper: Values, lower: Values) -> Values:
         if plan.how == "direct":
@@ -328,8 +327,9 @@ class _Preparation:
             return between(upper, lower, plan.weight)
         temperature = self.snapshot.read("t", plan.upper) if name == "z" else None
         if name == "z" and temperature is None:
-            self.snapshot.problems[f"z cannot be extrapolated to {level_text(plan.level)} hPa without t at "
-                                   f"{level_text(plan.upper)} hPa"] = None  # fmt: skip
+            where = f"{level_text(plan.level)} hPa without t at {level_text(plan.upper)} hPa"
+            self.snapshot.problems[f"z cannot be extrapolated to {where}"] = None
+            return upper
         return self._checked(name, plan.level, beyond(name, plan, upper, temperature))
 
     def _checked(self, name: str, level: float | None, values: Values) -> Values:
@@ -352,17 +352,22 @@ class _Preparation:
         return made
 
     def _error(self) -> DataError:
-        problems = list(dict.fromkeys([*self.problems, *self.snapshot.problems]))
+        # Threads find what is wrong with values in any order; people should find it in the same one each time.
+        problems = list(dict.fromkeys([*self.problems, *sorted(self.snapshot.problems)]))
         files = ", ".join(file.label for file in self.snapshot.inventory.files)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        return DataError(f"{count} with the fields for {time_text(self.snapshot.time)} in {files}", problems=problems,
-                         hint="; ".join(self.hints) or None)  # fmt: skip
+        lacks = any(" missing" in line for line in self.problems)
+        hint = "; ".join(self.hints) or ("add files with what is missing to --input" if lacks else None)
+        return DataError(
+            f"{count} with the fields for {time_text(self.snapshot.time)} in {files}", problems=problems, hint=hint
+        )
 
-    def _dataset(
-        self, upper: dict[str, Values], surface: dict[str, Values], static: dict[str, Values]
-    ) -> xr.Dataset:
-        dims = {"pressure": ("time", "level", "latitude", "longitude"), "surface": ("time", "latitude", "longitude"),
-                "static": ("latitude", "longitude")}  # fmt: skip
+    def _dataset(self, upper: dict[str, Values], surface: dict[str, Values], static: dict[str, Values]) -> xr.Dataset:
+        dims = {
+            "pressure": ("time", "level", "latitude", "longitude"),
+            "surface": ("time", "latitude", "longitude"),
+            "static": ("latitude", "longitude"),
+        }
         variables = {name: (dims[VARIABLES[name].kind], values, _attributes(name))
                      for name, values in (upper | surface | static).items()}  # fmt: skip
         coordinates: dict[str, object] = {

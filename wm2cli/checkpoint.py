@@ -117,7 +117,9 @@ def save(path: Path, model: Model, header: Header, static: Mapping[str, Tensor])
             os.fsync(stream.fileno())
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        raise ResourceError(f"cannot write {path}: {error}", hint="check the folder, its rights and the free space") from error
+        raise ResourceError(
+            f"cannot write {path}: {error}", hint="check the folder, its rights and the free space"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -209,7 +211,9 @@ def _build(path: Path, header: Header, tensors: Mapping[str, Tensor], static: Ma
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error}") from error
     except Wm2Error as error:
-        raise CheckpointError(f"the model of {path} cannot be built: {error.message}", problems=error.problems) from error
+        raise CheckpointError(
+            f"the model of {path} cannot be built: {error.message}", problems=error.problems
+        ) from error
 
 
 def _parse(path: Path, document: Mapping[str, Any]) -> Header:
@@ -232,7 +236,9 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Header:
     except CheckpointError:
         raise
     except Wm2Error as error:
-        raise CheckpointError(f"the header of {path} cannot be used: {error.message}", problems=error.problems) from error
+        raise CheckpointError(
+            f"the header of {path} cannot be used: {error.message}", problems=error.problems
+        ) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"the header of {path} is damaged: {error!r}") from error
 
@@ -244,5 +250,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         value = tensors[name].contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         if value.numel():
-            digest.update(value.view(torch.uint8).numpy().data if value.dim() else value.reshape(1).view(torch.uint8).numpy().data)
+            digest.update(
+                value.view(torch.uint8).numpy().data if value.dim() else value.reshape(1).view(torch.uint8).numpy().data
+            )
     return digest.hexdigest()

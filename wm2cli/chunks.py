@@ -106,8 +106,8 @@ def deflate(values: Field, shape: tuple[int, ...], level: int) -> bytes:
     if level == 0:
         return block.tobytes()
     planes = np.ascontiguousarray(block.reshape(-1).view(np.uint8).reshape(-1, 4).T)
-    # The byte planes of a smooth and rounded field repeat themselves in runs, hardly otherwise: looking for runs
-    # alone is 1.7 times as fast as zlib's own level 1, and files grow by 7 % (benchmarks/writer.py).
+    # The byte planes of a smooth and rounded field repeat themselves in runs, hardly otherwise: looking for
+    # runs alone is 1.7 times as fast as zlib's own level 1, and files grow by 7 % (benchmarks/writer.py).
     strategy = zlib.Z_RLE if level == 1 else zlib.Z_DEFAULT_STRATEGY
     stream = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
     return stream.compress(planes.data) + stream.flush()

@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except typer.TyperException as error:
         # Raised as well when no argument was given, after the help was shown and without a message.
-        message = getattr(error, "format_message", lambda: str(error))()
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
         if message and "Usage:" not in message:
             say(f"error: {message}")
             context = getattr(error, "ctx", None)
@@ -126,7 +126,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors. Also WM2_DEBUG=1.")] = False,
 ) -> None:
     """Options before the command."""
@@ -140,36 +142,65 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 
 wm2 forecast --init 2024-01-01T00 --days 14 --source file --input analysis.grib --weights wm2-mini.safetensors
 
-wm2 forecast --init 2024-01-01T00 --hours 48 --step 1 --input pl.nc --input sfc.nc --variables t2m,u10,v10 --region 72/-25/34/45
+wm2 forecast --init 2024-01-01T00 --hours 48 --step 1 --input pl.nc --input sfc.nc --variables t2m --region 72/-25/34/45
 
-wm2 forecast --init 2024-01-01T00 --days 14 --source idealized --weights mini.safetensors --allow-untrained --plan --json"""
+wm2 forecast --init 2024-01-01T00 --source idealized --weights mini.safetensors --allow-untrained --plan --json"""
 )
 def forecast(
-    init: Annotated[str, typer.Option(help="Valid time of the initial fields, UTC: 2024-01-01T00.", show_default=False)],
+    init: Annotated[
+        str, typer.Option(help="Valid time of the initial fields, UTC: 2024-01-01T00.", show_default=False)
+    ],
     days: Annotated[float | None, typer.Option(help="Length in days (default 14).", show_default=False)] = None,
     hours: Annotated[int | None, typer.Option(help="Length in hours, instead of --days.", show_default=False)] = None,
-    step: Annotated[int, typer.Option(help="Hours between outputs: 1, 3, 6, 12 or 24; below 6 the 1 h processor runs.")] = 6,
+    step: Annotated[
+        int, typer.Option(help="Hours between outputs: 1, 3, 6, 12 or 24; below 6 the 1 h processor runs.")
+    ] = 6,
     source: Annotated[str, typer.Option(help="Where the analysis comes from: file, idealized.")] = "file",
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", help="GRIB or NetCDF file of the analysis; several may be given. NAME=PATH gives it to "
-                     "one of several encoders, and their latents are blended.", show_default=False),
+        typer.Option(
+            "--input",
+            help="GRIB or NetCDF file of the analysis; several may be given. NAME=PATH gives it to "
+            "one of several encoders, and their latents are blended.",
+            show_default=False,
+        ),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint.", envvar="WM2_WEIGHTS", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="NetCDF file (default wm2_<init>.nc).", show_default=False)] = None,
     variables: Annotated[str | None, typer.Option(help="Variables to write: z,t,t2m.", show_default=False)] = None,
     levels: Annotated[str | None, typer.Option(help="Levels to write in hPa: 500,850.", show_default=False)] = None,
-    region: Annotated[str | None, typer.Option(help="Part to write, N/W/S/E in degrees: 72/-25/34/45.", show_default=False)] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Part to write, N/W/S/E in degrees: 72/-25/34/45.", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="WM2_DEVICE")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.", envvar="WM2_PRECISION")] = "auto",
-    encoder: Annotated[str | None, typer.Option(help="Encoder that reads the analysis (default the first).", show_default=False)] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", envvar="WM2_THREADS", show_default=False)] = None,
-    derive: Annotated[bool, typer.Option("--derive", help="Derive missing surface fields where a documented formula exists; each is named in the file.")] = False,
-    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Extrapolate beyond the analysis's levels.")] = False,
-    lossless: Annotated[bool, typer.Option("--lossless", help="Write all bits instead of each variable's precision.")] = False,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder that reads the analysis (default the first).", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.", envvar="WM2_THREADS", show_default=False)
+    ] = None,
+    derive: Annotated[
+        bool,
+        typer.Option(
+            "--derive",
+            help="Derive missing surface fields where a documented formula exists; each is named in the file.",
+        ),
+    ] = False,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Extrapolate beyond the analysis's levels.")
+    ] = False,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Write all bits instead of each variable's precision.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    allow_untrained: Annotated[bool, typer.Option("--allow-untrained", help="Run weights that have seen no data.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Only show what would be read, run and written; exit code 7 if it would not fit.")] = False,
+    allow_untrained: Annotated[
+        bool, typer.Option("--allow-untrained", help="Run weights that have seen no data.")
+    ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only show what would be read, run and written; exit code 7 if it would not fit."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a forecast from an analysis and write it to one NetCDF file."""
@@ -195,7 +226,9 @@ def forecast(
         allow_untrained=allow_untrained, lossless=lossless, command_line=_command_line(),
     )  # fmt: skip
     if plan:
-        planned = command.plan(chosen)
+        from wm2cli import planning
+
+        planned = planning.plan(chosen)
         if as_json:
             emit(planned.to_dict())
         else:
@@ -217,7 +250,9 @@ def forecast(
         print(result.path)
 
 
-@app.command(epilog="[bold]Examples[/bold]\n\nwm2 doctor\n\nwm2 doctor --json | jq '.findings[] | select(.status != \"ok\")'")
+@app.command(
+    epilog="[bold]Examples[/bold]\n\nwm2 doctor\n\nwm2 doctor --json | jq '.findings[] | select(.status != \"ok\")'"
+)
 def doctor(as_json: Json = False) -> None:
     """Look at this machine: what wm2 needs, what is missing, and the command that mends it."""
     from wm2cli import doctor as command
@@ -240,7 +275,9 @@ def doctor(as_json: Json = False) -> None:
     if broken:
         from wm2cli.errors import ResourceError
 
-        raise ResourceError("wm2 cannot work here", problems=[f"{item.name}: {item.found}; {item.mend}" for item in broken])
+        raise ResourceError(
+            "wm2 cannot work here", problems=[f"{item.name}: {item.found}; {item.mend}" for item in broken]
+        )
 
 
 @weights_app.command(
@@ -267,14 +304,22 @@ def weights_init(
         written = command.init(preset, seed, out, static=static or (), overwrite=overwrite)
     say(f"note: {written.parameters:,} untrained parameters")
     if as_json:
-        emit({"format": command.FORMAT, "path": str(written.path), "parameters": written.parameters, "sha256": written.sha256})
+        emit(
+            {
+                "format": command.FORMAT,
+                "path": str(written.path),
+                "parameters": written.parameters,
+                "sha256": written.sha256,
+            }
+        )
     else:
         print(written.path)
 
 
 @weights_app.command(
     "info",
-    epilog="[bold]Examples[/bold]\n\nwm2 weights info mini.safetensors\n\nwm2 weights info mini.safetensors --json | jq .grid",
+    epilog="[bold]Examples[/bold]\n\nwm2 weights info mini.safetensors\n\n"
+    "wm2 weights info mini.safetensors --json | jq .grid",
 )
 def weights_info(
     file: Annotated[Path, typer.Argument(help="Checkpoint.")],
@@ -352,9 +397,22 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield lambda what, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
 
@@ -404,18 +462,27 @@ def _show_plan(document: dict[str, Any]) -> None:
         return "unknown" if count is None else f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
     for read in document["reads"]:
-        table.add_row("read", f"{read['path']} ({size(read['bytes'])}) by encoder {read['encoder']}")
+        table.add_row("read", f"{read['piece']} ({size(read['bytes'])}) by encoder {read['encoder']}")
     held, runs, writes = document["weights"], document["runs"], document["writes"]
     trained = "" if held["trained"] else ", untrained"
-    table.add_row("weights", f"{held['path']} ({held['name']}{trained}, {held['parameters']:,} parameters, {size(held['bytes'])})")
+    table.add_row(
+        "weights", f"{held['path']} ({held['name']}{trained}, {held['parameters']:,} parameters, {size(held['bytes'])})"
+    )
     steps = ", ".join(f"{number} x {hours} h" for hours, number in runs["advances"].items())
-    table.add_row("run", f"on {runs['device']} in {runs['precision']}: {runs['encodes']} encode, {steps}, {runs['decodes']} decode")
+    table.add_row(
+        "run",
+        f"on {runs['device']} in {runs['precision']}: {runs['encodes']} encode, {steps}, {runs['decodes']} decode",
+    )
     table.add_row("", f"{runs['operations'] / 1e12:.3g} TFLOP, roughly {runs['seconds']:.2g} s")
-    memory = f"roughly {size(runs['host_bytes'])}" + (f", {size(runs['device_bytes'])} on the GPU" if runs["device_bytes"] else "")
+    memory = f"roughly {size(runs['host_bytes'])}" + (
+        f", {size(runs['device_bytes'])} on the GPU" if runs["device_bytes"] else ""
+    )
     table.add_row("memory", memory)
     table.add_row("write", f"{writes['path']}: {writes['times']} times to {writes['last_lead_hours']} h, "
                   f"{writes['rows']} x {writes['columns']} points")  # fmt: skip
-    table.add_row("", f"{' '.join(writes['variables'])} on {' '.join(f'{level:g}' for level in writes['levels_hpa'])} hPa")
+    table.add_row(
+        "", f"{' '.join(writes['variables'])} on {' '.join(f'{level:g}' for level in writes['levels_hpa'])} hPa"
+    )
     table.add_row("", f"about {size(writes['bytes_expected'])} ({size(writes['bytes_uncompressed'])} uncompressed), "
                   f"{size(writes['bytes_free'])} free")  # fmt: skip
     Console().print(table)

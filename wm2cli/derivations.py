@@ -1,6 +1,7 @@
 """Fields that a source lacks and that others determine: one table of what from what, by which formula.
 
-Everything here is an approximation to the field itself, so it is used only when asked for and is always named.
+Everything here is an approximation to the field itself, so it is used only when asked for and is always
+named.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Derivation:
 
     Args:
         target: Variable made.
-        needs: Variables at the ground; `u*` on all levels there are; `z1000` on one; `orog` from files or given;
-            `tcc mean` as a mean over the hours before.
+        needs: Variables at the ground; `u*` on all levels there are; `z1000` on one; `orog` from files or
+            given; `tcc mean` as a mean over the hours before.
         formula: For the note, as text.
         make: The function; returns (H, W) in the target's unit, or None when something could not be read.
     """
@@ -100,15 +101,16 @@ def _wind_at_100_m(component: str) -> Callable[[Snapshot, Grid], Values | None]:
             if geopotential is None or wind is None:
                 return None
             height = geopotential / np.float32(GRAVITY) - ground
-            take = np.isnan(made) & (height >= _HIGH)
+            take = np.isnan(made) & (height > _HIGH - 0.01)
             if take.any():
                 highest = max(highest, float(height[take].max()))
                 share = np.log(_HIGH / _LOW) / np.log(height[take] / _LOW)
                 made[take] = low[take] + (wind[take] - low[take]) * share
             if not np.isnan(made).any():
                 break
-        snapshot.notes[f"{component}100: the lowest levels that are 100 m above ground lie up to {highest:.0f} m above "
-                       "it"] = None  # fmt: skip
+        snapshot.notes[
+            f"{component}100: the lowest levels that are 100 m above ground lie up to {highest:.0f} m above it"
+        ] = None
         return made
 
     return make
@@ -138,21 +140,36 @@ def _mean_cloud(snapshot: Snapshot, grid: Grid) -> Values | None:
     return snapshot.read_field(found)
 
 
-_LOGARITHMIC = "x100 = x10 + (x - x10) ln(100/10) / ln(h/10), from 10 m and the lowest pressure level h >= 100 m above ground"
+_LOGARITHMIC = (
+    "x100 = x10 + (x - x10) ln(100/10) / ln(h/10), from 10 m and the lowest pressure level h >= 100 m above ground"
+)
 
 DERIVATIONS: tuple[Derivation, ...] = (
-    Derivation("d2m", ("r2m", "t2m"), "dewpoint over water of the vapour pressure r2m es(t2m), IFS Cy47r3 IV eq. 7.5",
-               _dewpoint_from_relative),
-    Derivation("d2m", ("q2m", "sp"), "dewpoint over water of the vapour pressure q sp / (0.622 + 0.378 q), IFS Cy47r3 IV "
-               "eq. 7.5", _dewpoint_from_specific),
+    Derivation(
+        "d2m",
+        ("r2m", "t2m"),
+        "dewpoint over water of the vapour pressure r2m es(t2m), IFS Cy47r3 IV eq. 7.5",
+        _dewpoint_from_relative,
+    ),
+    Derivation(
+        "d2m",
+        ("q2m", "sp"),
+        "dewpoint over water of the vapour pressure q sp / (0.622 + 0.378 q), IFS Cy47r3 IV eq. 7.5",
+        _dewpoint_from_specific,
+    ),
     Derivation("u100", ("u10", "u*", "z*", "orog"), _LOGARITHMIC, _wind_at_100_m("u")),
     Derivation("v100", ("v10", "v*", "z*", "orog"), _LOGARITHMIC, _wind_at_100_m("v")),
-    Derivation("msl", ("sp", "t2m", "orog"), "msl = sp (1 + L orog / t2m)^(g / (R L)), L = 6.5 K/km",
-               _pressure_from_ground),
-    Derivation("msl", ("z1000", "t1000"), "msl = 1000 hPa (1 + L h / t1000)^(g / (R L)), h = z1000 / g, L = 6.5 K/km",
-               _pressure_from_1000_hpa),
+    Derivation(
+        "msl", ("sp", "t2m", "orog"), "msl = sp (1 + L orog / t2m)^(g / (R L)), L = 6.5 K/km", _pressure_from_ground
+    ),
+    Derivation(
+        "msl",
+        ("z1000", "t1000"),
+        "msl = 1000 hPa (1 + L h / t1000)^(g / (R L)), h = z1000 / g, L = 6.5 K/km",
+        _pressure_from_1000_hpa,
+    ),
     Derivation("tcc", ("tcc mean",), "the mean over the hours before stands for the instant", _mean_cloud),
-)  # fmt: skip
+)
 
 
 def derivations_of(target: str) -> tuple[Derivation, ...]:

@@ -56,8 +56,6 @@ def to_dict(findings: tuple[Finding, ...]) -> dict[str, Any]:
 def _python() -> Finding:
     version = platform.python_version()
     text = f"{version} at {sys.executable}"
-    if sys.version_info < (3, 11):
-        return Finding("Python", "broken", text, "install Python 3.11 or newer")
     return Finding("Python", "ok", text)
 
 
@@ -113,9 +111,13 @@ def _eccodes() -> Finding:
     try:
         import eccodes
 
-        return Finding("eccodes", "ok", f"{eccodes.codes_get_api_version()} (Python {importlib.metadata.version('eccodes')})")
+        return Finding(
+            "eccodes", "ok", f"{eccodes.codes_get_api_version()} (Python {importlib.metadata.version('eccodes')})"
+        )
     except Exception as error:
-        return Finding("eccodes", "broken", f"cannot be used: {error}", "pip install --force-reinstall eccodes eccodeslib")
+        return Finding(
+            "eccodes", "broken", f"cannot be used: {error}", "pip install --force-reinstall eccodes eccodeslib"
+        )
 
 
 def _weights() -> Finding:

@@ -1,8 +1,8 @@
 """What a set of input files holds, before any of it is decoded.
 
-A `Field` is one two-dimensional field in a file: what it is, when it is valid, on which grid, and how to read it. An
-`Inventory` is all of them. Readers (`wm2cli.grib`, `wm2cli.netcdf`) only look at headers to make one, so that a file
-with hundreds of fields opens at once and only the fields a forecast needs are ever decoded.
+A `Field` is one two-dimensional field in a file: what it is, when it is valid, on which grid, and how to read
+it. An `Inventory` is all of them. Readers (`wm2cli.grib`, `wm2cli.netcdf`) only look at headers to make one,
+so that a file with hundreds of fields opens at once and only the fields a forecast needs are ever decoded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -149,11 +149,12 @@ class Field:
     """One two-dimensional field in a file, not decoded yet.
 
     Args:
-        variable: Name in `wm2cli.schema.VARIABLES`; of windowed pairs (`tp`, `tp_6h`) always the plain one, the window
-            says the rest.
+        variable: Name in `wm2cli.schema.VARIABLES`; of windowed pairs (`tp`, `tp_6h`) always the plain one,
+            the window says the rest.
         level: Pressure in hPa, or None.
         valid_time: Instant it is valid at, for windows their end; None for fields without a time (statics).
-        base_time: Start of the forecast it comes from; equals `valid_time` for an analysis; None when not stated.
+        base_time: Start of the forecast it comes from; equals `valid_time` for an analysis; None when not
+            stated.
         statistic: How it stands for the `window_hours` before `valid_time`.
         window_hours: Length of the window; 0 for a point in time, NaN when the file does not say.
         member: Ensemble member, or None outside an ensemble.
@@ -211,7 +212,8 @@ class Inventory:
         fields: In file order.
         files: The files looked at.
         ignored: Fields that are none of ours, as text for people, with their number.
-        problems: Variable name -> why fields of it cannot be used (units, kind of level, grid), one line each.
+        problems: Variable name -> why fields of it cannot be used (units, kind of level, grid), one line
+            each.
         notes: Facts about the reading that the user should know.
         readers: What keeps files open while it is entered, for files that are slow to open.
     """
@@ -284,9 +286,7 @@ class Inventory:
 
     def levels(self, variable: str, time: Time | None = None) -> tuple[float, ...]:
         """Levels of a variable in hPa, from low pressure to high."""
-        return tuple(
-            sorted({item.level for item in self.find(variable, time=time) if item.level is not None})
-        )
+        return tuple(sorted({item.level for item in self.find(variable, time=time) if item.level is not None}))
 
     def duplicates(self) -> tuple[tuple[Field, ...], ...]:
         """Groups of fields that say the same thing for the same time, level, window and member."""
@@ -305,24 +305,20 @@ class Inventory:
 
     def describe(self) -> str:
         """For people: what is there, one line a variable, and what was left aside."""
-        lines = [f"{len(self.fields)} fields in {len(self.files)} files"]
+        lines = [f"{_count(self.fields, 'field')} in {_count(self.files, 'file')}"]
         times = self.times()
         if times:
             lines.append(f"times: {times_text(times)}")
         for name in sorted(self._by_name, key=list(VARIABLES).index):
             items = self._by_name[name]
             levels = sorted({item.level for item in items if item.level is not None})
-            where = (
-                f" at {len(levels)} levels: {' '.join(level_text(level) for level in levels)} hPa"
-                if levels
-                else ""
-            )
+            listed = " ".join(level_text(level) for level in levels)
+            where = f" at {_count(levels, 'level')}: {listed} hPa" if levels else ""
             how = sorted({_statistic_text(item) for item in items} - {""})
-            members = sorted({item.member for item in items if item.member is not None})
-            lines.append(
-                f"{name} ({VARIABLES[name].long_name}){where}{' ' + ', '.join(how) if how else ''}"
-                f"{f', members {members[0]}-{members[-1]}' if members else ''}: {len(items)} fields"
-            )
+            members = [str(member) for member in sorted({i.member for i in items if i.member is not None})]
+            whose = f", {'members' if members[1:] else 'member'} {' '.join(members)}" if members else ""
+            about = f"{' ' + ', '.join(how) if how else ''}{whose}"
+            lines.append(f"{name} ({VARIABLES[name].long_name}){where}{about}: {_count(items, 'field')}")
         lines += [f"cannot be used: {line}" for found in self.problems.values() for line in found]
         lines += [f"not used: {text} ({count})" for text, count in sorted(self.ignored.items())]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -360,6 +356,11 @@ def times_text(times: Iterable[Time], most: int = 6) -> str:
     return f"{', '.join(texts[:half])}, ... {', '.join(texts[-half:])} ({len(texts)} times)"
 
 
+def _count(things: Sized, noun: str) -> str:
+    """`1 field`, `2 fields`."""
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
 def _statistic_text(item: Field) -> str:
     if item.statistic == "point":
         return ""
@@ -375,7 +376,8 @@ def canonical_axes(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> tuple[
         lon: (W,) degrees east, from west to east, beginning anywhere (-180, 0, 180).
 
     Returns:
-        The axes; whether rows are to be flipped; by how many columns values are to be rolled (`np.roll` shift).
+        The axes; whether rows are to be flipped; by how many columns values are to be rolled (`np.roll`
+        shift).
 
     Raises:
         DataError: An axis is not in order, or the columns go round the globe more than once.

@@ -37,8 +37,8 @@ Region: TypeAlias = tuple[float, float, float, float]
 """North, west, south, east in degrees."""
 
 EXPECTED_RATIO = 2.5
-"""Uncompressed to written size of rounded fields, rather low: 3.0 in benchmarks/writer.py, 2.4 to 4.9 for single
-fields of IFS, AIFS and GFS at 0.25 and 0.4 degrees."""
+"""Uncompressed to written size of rounded fields, rather low: 3.0 in benchmarks/writer.py, 2.4 to 4.9 for
+single fields of IFS, AIFS and GFS at 0.25 and 0.4 degrees."""
 
 EXPECTED_RATIO_LOSSLESS = 1.4
 """The same without rounding; 1.6 in benchmarks/writer.py."""
@@ -88,9 +88,7 @@ def crop(grid: Grid, region: Region | None) -> Crop:
     text = f"{north:g}/{west:g}/{south:g}/{east:g}"
     problems = []
     if not -90 <= south <= north <= 90:
-        problems.append(
-            f"north {north:g} and south {south:g} must be in -90 to 90, and north not below south"
-        )
+        problems.append(f"north {north:g} and south {south:g} must be in -90 to 90, and north not below south")
     if not (-360 <= west <= 360 and -360 <= east <= 360 and abs(east - west) <= 360):
         problems.append(f"west {west:g} and east {east:g} must be in -360 to 360 and at most 360 apart")
     if problems:
@@ -290,9 +288,7 @@ class ForecastWriter:
             (surface, (len(layout.surface), height, width)),
         ):
             if values.shape != shape or values.dtype != np.float32:
-                raise ValueError(
-                    f"expected float32 values of shape {shape}, found {values.dtype} {values.shape}"
-                )
+                raise ValueError(f"expected float32 values of shape {shape}, found {values.dtype} {values.shape}")
         if lead_hours not in self._missing:
             raise ValueError(f"lead time {lead_hours} h was not promised, or is written already")
         self._missing.remove(lead_hours)
@@ -442,9 +438,7 @@ class _Target:
         if os.path.exists(self.final) and not os.path.isfile(self.final):
             raise UsageError(f"{self._path} is not a regular file", hint="name a file that wm2 may create")
         if os.path.exists(self.final) and not self._overwrite:
-            raise UsageError(
-                f"{self._path} exists already", hint="replace it with --overwrite, or choose another name"
-            )
+            raise UsageError(f"{self._path} exists already", hint="replace it with --overwrite, or choose another name")
 
     def lock(self) -> None:
         """Take the lock, or raise at once when another run has it. A lock left by a dead process is none."""
@@ -473,9 +467,7 @@ class _Target:
                     f"another run is writing {self._path}" + (f": process {owner}" if owner else ""),
                     hint="wait until it has finished, or choose another name",
                 ) from None
-            log.warning(
-                "no locks in %s: make sure that no other run writes %s", self.final.parent, self._path
-            )
+            log.warning("no locks in %s: make sure that no other run writes %s", self.final.parent, self._path)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._lock), os.stat(self._lock_path)):
                 os.ftruncate(self._lock, 0)
@@ -517,9 +509,7 @@ class _Target:
             self._lock = None
 
 
-def _storage_error(
-    error: OSError | RuntimeError, path: Path, folder: Path, guess: bool = False
-) -> ResourceError:
+def _storage_error(error: OSError | RuntimeError, path: Path, folder: Path, guess: bool = False) -> ResourceError:
     """What a failed write means to the user; `guess` for errors of libraries that hide the cause.
 
     Of a full disk netCDF-C says "HDF error", and also "permission denied".

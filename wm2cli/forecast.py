@@ -7,14 +7,12 @@ does not depend on the length of the forecast.
 
 from __future__ import annotations
 
-import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +22,11 @@ import wm2cli
 from wm2cli import checkpoint, weights
 from wm2cli.analysis import Analysis, prepare
 from wm2cli.checkpoint import Checkpoint
+from wm2cli.devices import Precision, autocast, describe, resolve_device, resolve_precision
 from wm2cli.errors import CheckpointError, ResourceError, UsageError, ValuesError
 from wm2cli.files import Crop, FileSize, ForecastWriter, check_space, crop, estimate_bytes
 from wm2cli.grid import Grid
-from wm2cli.models import Latent, Model
+from wm2cli.rollout import rollout, step_plan
 from wm2cli.schema import VARIABLES, Schema, level_text, variable
 from wm2cli.sources import Request, cache_folder, open_source
 from wm2cli.state import State
@@ -35,7 +34,6 @@ from wm2cli.state import State
 FORMAT = 1
 """Format number of the JSON documents of this command."""
 
-Precision = Literal["auto", "fp32", "bf16"]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many parts are done, and how many there are."""
 
@@ -135,26 +133,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON document."""
-        return {"format": FORMAT, **{name: _plain(value) for name, value in vars(self).items()}}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a forecast would read, run and write.
-
-    Args:
-        problems: Why it would not fit; empty when it would.
-    """
-
-    reads: tuple[Mapping[str, Any], ...]
-    weights: Mapping[str, Any]
-    runs: Mapping[str, Any]
-    writes: Mapping[str, Any]
-    problems: tuple[str, ...] = field(default=())
-
-    def to_dict(self) -> dict[str, Any]:
-        """One JSON document."""
-        return {"format": FORMAT, **{name: _plain(value) for name, value in vars(self).items()}}
+        return {"format": FORMAT, **{name: plain(value) for name, value in vars(self).items()}}
 
 
 def forecast(options: Options, on_progress: Progress = lambda what, done, total: None) -> Result:
@@ -169,18 +148,18 @@ def forecast(options: Options, on_progress: Progress = lambda what, done, total:
     """
     started = time.monotonic()
     leads = lead_times(options)
-    _refuse_existing(options)
+    refuse_existing(options)
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     on_progress("loading weights", 0, 1)
     loaded = checkpoint.load(weights.resolve(options.weights), device)
     model = loaded.model
-    _refuse_untrained(loaded.header.trained, options)
+    refuse_untrained(loaded.header.trained, options)
     step_plan(model.steps, leads)
     chosen = select(options, model.schema_out, model.grid)
     groups = encoder_inputs(options, model.inputs)
-    size = _file_size(options, chosen, len(leads))
+    size = file_size(options, chosen, len(leads))
     check_space(options.target, size.expected)
     analyses = read_analyses(options, loaded, groups, on_progress)
     states = {name: State.from_dataset(made.dataset, model.inputs[name], model.grid).to(device)
@@ -195,7 +174,7 @@ def forecast(options: Options, on_progress: Progress = lambda what, done, total:
         overwrite=options.overwrite,
     )  # fmt: skip
     try:
-        with torch.inference_mode(), _autocast(precision, device), writer:
+        with torch.inference_mode(), autocast(precision, device), writer:
             on_progress("forecasting", 0, len(leads))
             for done, (lead, state) in enumerate(rollout(model, model.encode(states), leads), 1):
                 check_values(state, lead)
@@ -215,63 +194,6 @@ def forecast(options: Options, on_progress: Progress = lambda what, done, total:
         seconds={"read": round(read - started, 3), "run_and_write": round(ended - read, 3)},
         notes=notes, warnings=warnings,
     )  # fmt: skip
-
-
-def rollout(model: Model, start: Latent, leads: Sequence[int]) -> Iterator[tuple[int, State]]:
-    """States at the lead times, in increasing order, each step of the tree computed once.
-
-    Args:
-        model: Any model.
-        start: Latent at lead 0.
-        leads: Hours, each a sum of the model's steps.
-
-    Yields:
-        (lead in hours, state). At most the latents of one branch are held, whatever the number of leads.
-
-    Raises:
-        UsageError: A lead cannot be made from the model's steps.
-    """
-    tree = step_plan(model.steps, leads)
-    wanted = set(leads)
-    if 0 in wanted:
-        yield 0, model.decode(start)
-    # Pending steps; the shortest on top. Its lead times lie before those of the longer steps from the same latent, so
-    # the states come out in order, and a latent is let go when its last step has been taken.
-    pending = _children(start, 0, tree)
-    del start
-    while pending:
-        latent, hours, lead, branch = pending.pop()
-        latent = model.advance(latent, hours)
-        if lead in wanted:
-            yield lead, model.decode(latent)
-        pending += _children(latent, lead, branch)
-        del latent
-
-
-Tree = dict[int, "Tree"]
-"""Steps in hours that can follow, and what follows each."""
-
-
-def step_plan(steps: Sequence[int], leads: Sequence[int]) -> Tree:
-    """The tree of steps that reaches all lead times: longest steps first, shared beginnings once.
-
-    Raises:
-        UsageError: Lead times that no such sequence reaches; all are named.
-    """
-    tree: Tree = {}
-    unreachable = []
-    for lead in leads:
-        rest, branch = lead, tree
-        for step in sorted(steps, reverse=True):
-            while rest >= step:
-                branch, rest = branch.setdefault(step, {}), rest - step
-        if rest:
-            unreachable.append(lead)
-    if unreachable:
-        some = ", ".join(f"{lead} h" for lead in unreachable[:5]) + (", ..." if len(unreachable) > 5 else "")
-        raise UsageError(f"the model's steps of {', '.join(f'{step} h' for step in steps)} do not reach {some}",
-                         hint=f"choose a --step that is a multiple of {min(steps)} hours")  # fmt: skip
-    return tree
 
 
 def lead_times(options: Options) -> tuple[int, ...]:
@@ -365,9 +287,7 @@ def read_analyses(options: Options, loaded: Checkpoint, groups: Mapping[str, tup
     made = {}
     for done, (name, paths) in enumerate(groups.items()):
         on_progress("reading the analysis", done, len(groups))
-        pieces = source.plan(
-            Request(options.init, tuple(Path(path).expanduser() for path in paths))
-        )
+        pieces = source.plan(Request(options.init, tuple(Path(path).expanduser() for path in paths)))
         files = [source.fetch(piece, cache_folder() / options.source) for piece in pieces]
         made[name] = prepare(
             source.open(files), model.inputs[name].dynamic, options.init, model.grid, derive=options.derive,
@@ -400,34 +320,6 @@ def check_values(state: State, lead_hours: int) -> None:
                           hint="check the initial fields; trained weights on sound input do not do this")  # fmt: skip
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the first GPU, or the CPU.
-
-    Raises:
-        ResourceError: There is no such device; says which there are.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    have = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-    if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"'{name}' is not a device", hint=f"auto, or one of: {have}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"wm2 does not run on {device.type}", hint=f"auto, or one of: {have}")
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ResourceError(f"there is no device {name}", hint=f"there are: {have}; `wm2 doctor` says more")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """`auto` is bf16 on GPUs that have it, and fp32 elsewhere: on a CPU the gain depends on the model's size."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-
-
 def provenance(options: Options, loaded: Checkpoint, analyses: Mapping[str, Analysis], device: torch.device,
                precision: str) -> dict[str, str | int | float]:  # fmt: skip
     """Global attributes: everything needed to tell how a file came about."""
@@ -449,7 +341,7 @@ def provenance(options: Options, loaded: Checkpoint, analyses: Mapping[str, Anal
         "initial_conditions_files": "\n".join(files),
         "initial_conditions_processing": "\n".join(notes) or "none",
         "encoders": ", ".join(analyses),
-        "device": _device_text(device),
+        "device": describe(device),
         "precision": precision,
         "software": f"wm2 {wm2cli.__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"Python {platform.python_version()}",
@@ -460,89 +352,14 @@ def provenance(options: Options, loaded: Checkpoint, analyses: Mapping[str, Anal
     return attributes
 
 
-def plan(options: Options) -> Plan:
-    """What the forecast would read, run and write; nothing is computed and nothing written.
-
-    Memory is weights, activations and fields by formula; time is the count of operations by the speed of a matrix
-    product measured for a moment on the device. Both are rough.
-
-    Raises:
-        UsageError, CheckpointError, ResourceError: As `forecast`, as far as the question does not need the data.
-    """
-    leads = lead_times(options)
-    _refuse_existing(options)
-    device = resolve_device(options.device)
-    precision = resolve_precision(options.precision, device)
-    path = weights.resolve(options.weights)
-    header, model = checkpoint.skeleton(path)
-    _refuse_untrained(header.trained, options)
-    tree = step_plan(model.steps, leads)
-    chosen = select(options, model.schema_out, model.grid)
-    groups = encoder_inputs(options, model.inputs)
-    counts = _count_steps(tree)
-    operations = model.operations()
-    total = operations["encode"] * len(groups) + operations["decode"] * len(leads)
-    total += sum(number * operations[f"advance {step}"] for step, number in counts.items())
-    rate = _measure_rate(device, precision)
-    size = _file_size(options, chosen, len(leads))
-    parameters = sum(parameter.numel() for parameter in model.parameters()) if isinstance(model, torch.nn.Module) else 0
-    fields = 4 * len(model.schema_out.channels) * model.grid.shape[0] * model.grid.shape[1]
-    memory = 4 * parameters + model.working_bytes(2 if precision == "bf16" else 4)
-    host = (memory if device.type == "cpu" else 2 * 4 * parameters) + 4 * fields + BASE_BYTES
-    problems = []
-    if host > (have := _host_memory()):
-        problems.append(f"needs about {_gib(host)} of memory, {_gib(have)} are there")
-    if device.type == "cuda" and memory > (have := torch.cuda.mem_get_info(device)[0]):
-        problems.append(f"needs about {_gib(memory)} on {device}, {_gib(have)} are free")
-    reads = [_read_plan(name, Path(text).expanduser()) for name, paths in groups.items() for text in paths]
-    problems += [f"there is no file {read['path']}" for read in reads if read["bytes"] is None]
-    try:
-        free = check_space(options.target, size.expected)
-    except ResourceError as error:
-        problems.append(error.message)
-        free = -1
-    return Plan(
-        reads=tuple(reads),
-        weights={"path": str(path), "name": header.name, "bytes": path.stat().st_size, "parameters": parameters,
-                 "trained": header.trained},
-        runs={"device": str(device), "precision": precision, "encodes": len(groups), "decodes": len(leads),
-              "advances": {str(step): number for step, number in sorted(counts.items(), reverse=True)},
-              "operations": total, "operations_per_second": rate, "seconds": total / rate, "host_bytes": host,
-              "device_bytes": memory if device.type == "cuda" else 0},
-        writes={"path": str(options.target), "times": len(leads), "first_lead_hours": leads[0],
-                "last_lead_hours": leads[-1], "variables": [*chosen.pressure, *chosen.surface],
-                "levels_hpa": list(chosen.levels), "rows": chosen.crop.shape[0], "columns": chosen.crop.shape[1],
-                "bytes_uncompressed": size.uncompressed, "bytes_expected": size.expected,
-                "bytes_free": free if free >= 0 else None},
-        problems=tuple(problems),
-    )  # fmt: skip
-
-
-BASE_BYTES = 450 * 2**20
-"""Python, torch and the libraries, measured on Linux (benchmarks/memory.py)."""
-
-
-def _children(latent: Latent, lead: int, branch: Tree) -> list[tuple[Latent, int, int, Tree]]:
-    return [(latent, step, lead + step, branch[step]) for step in sorted(branch, reverse=True)]
-
-
-def _count_steps(tree: Tree) -> dict[int, int]:
-    """How often each step is taken."""
-    counts: dict[int, int] = {}
-    pending = [tree]
-    while pending:
-        for step, branch in pending.pop().items():
-            counts[step] = counts.get(step, 0) + 1
-            pending.append(branch)
-    return counts
-
-
-def _refuse_existing(options: Options) -> None:
+def refuse_existing(options: Options) -> None:
+    """Refuses to replace an output that was not to be replaced, before any work is done."""
     if options.target.exists() and not options.overwrite:
         raise UsageError(f"{options.target} exists already", hint="give --overwrite to replace it, or another --out")
 
 
-def _refuse_untrained(trained: bool, options: Options) -> None:
+def refuse_untrained(trained: bool, options: Options) -> None:
+    """Refuses weights that have seen no data, unless they were asked for."""
     if not trained and not options.allow_untrained:
         raise CheckpointError(
             "these weights are untrained: what they make is no forecast",
@@ -550,59 +367,18 @@ def _refuse_untrained(trained: bool, options: Options) -> None:
         )
 
 
-def _file_size(options: Options, chosen: Selection, times: int) -> FileSize:
+def file_size(options: Options, chosen: Selection, times: int) -> FileSize:
+    """Bytes of the file that would be written."""
     return estimate_bytes(pressure=chosen.pressure, levels=chosen.levels, surface=chosen.surface,
                           shape=chosen.crop.shape, times=times, lossless=options.lossless)  # fmt: skip
 
 
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def _read_plan(name: str, path: Path) -> dict[str, Any]:
-    return {"encoder": name, "path": str(path), "bytes": path.stat().st_size if path.is_file() else None}
-
-
-def _measure_rate(device: torch.device, precision: str) -> float:
-    """Operations per second of a square matrix product that fills the device for a moment."""
-    size = 8192 if device.type == "cuda" else 1024
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    a = torch.randn(size, size, device=device, dtype=kind)
-
-    def once() -> float:
-        started = time.perf_counter()
-        float((a @ a)[0, 0])  # asking for a number waits for the device
-        return time.perf_counter() - started
-
-    once()
-    return 2.0 * size**3 / min(once() for _ in range(5))
-
-
-def _host_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-        return int(text.split("MemAvailable:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _device_text(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Values as JSON knows them."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

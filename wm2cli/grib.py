@@ -1,8 +1,8 @@
 """Reading GRIB: from messages to fields in wm2's names, units and row order.
 
-Variables are told apart by their ECMWF parameter id and kind of level, which eccodes derives for both editions and for
-every centre; short names change between its versions. Messages are decoded from memory, one at a time, in whichever
-thread asks.
+Variables are told apart by their ECMWF parameter id and kind of level, which eccodes derives for both
+editions and for every centre; short names change between its versions. Messages are decoded from memory, one
+at a time, in whichever thread asks.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ from wm2cli.fields import Axes, Field, Inventory, SourceFile, Time, Values, cano
 from wm2cli.messages import Message, field_bytes, header_bytes, split
 from wm2cli.schema import VARIABLES, GribKey, Statistic, Variable
 
-_MISSING = 3.0e38  # no field of ours reaches it, and float32 holds it
+_MISSING = 3.0e38  # no field of ours reaches it
 _STATISTICS: dict[str, Statistic] = {
     "instant": "point", "accum": "sum", "avg": "mean", "max": "maximum", "min": "minimum",
 }  # fmt: skip
 _STEP_SECONDS = {"s": 1, "m": 60, "": 3600, "h": 3600, "D": 86400}
-_EXACT_IN_FLOAT32 = ("grid_simple", "grid_ccsds")
-"""Packings whose float32 values from eccodes are the rounded float64 values; of others it computes in float32."""
 _MONTHLY_STREAMS = ("moda", "mnth", "edmo", "edmm", "ewmm", "wamo", "mofc", "mofm", "monr")
 _MOST_POINTS = 2**29  # 2 GiB a field; damaged headers claim more
 _DAMAGED = "the file is damaged: get it again"
@@ -51,7 +49,8 @@ _KEYS = _keys_by_id()
 
 
 def name_of(param_id: int, level_type: str, level: float) -> tuple[Variable, GribKey] | None:
-    """The variable that a GRIB message with these keys holds, and the key that says so; None when it is none of ours.
+    """The variable that a GRIB message with these keys holds, and the key that says so; None when it is none
+    of ours.
 
     Args:
         param_id: ECMWF parameter id.
@@ -298,18 +297,19 @@ def _decode(file: SourceFile, message: Message, layout: _Layout, scale: float, o
             if size != layout.size:  # asked before it is unpacked: damaged headers may ask for any amount of memory
                 raise DataError(f"{origin} has {size} values for a grid of {layout.size} points", hint=_DAMAGED)
             _check_packing(handle, origin)
-            exact = scale == 1.0 and _text(handle, "packingType") in _EXACT_IN_FLOAT32
-            values = eccodes.codes_get_array(handle, "values", ktype=np.float32 if exact else float)
+            # In float64: of some packings eccodes computes float32 values in float32, which is one bit off.
+            values = eccodes.codes_get_double_array(handle, "values")
         finally:
             eccodes.codes_release(handle)
     except eccodes.CodesInternalError as error:
         raise DataError(f"{origin} cannot be decoded: {error}", hint=_DAMAGED) from error
-    missing = values == values.dtype.type(_MISSING)
+    missing = values == _MISSING
     if scale != 1.0:
         values *= scale
+    narrow = values.astype(np.float32)
     if missing.any():
-        values[missing] = np.nan
-    return np.ascontiguousarray(layout.arrange(values), np.float32)
+        narrow[missing] = np.nan
+    return np.ascontiguousarray(layout.arrange(narrow))
 
 
 def _check_packing(handle: int, origin: str) -> None:
@@ -331,9 +331,7 @@ def _numbers(handle: int) -> str:
     """Parameter numbers, for messages that eccodes has no name for."""
     if _integer(handle, "edition") == 1:
         return f"{_integer(handle, 'table2Version')}.{_integer(handle, 'indicatorOfParameter')}"
-    return ".".join(
-        str(_integer(handle, key)) for key in ("discipline", "parameterCategory", "parameterNumber")
-    )
+    return ".".join(str(_integer(handle, key)) for key in ("discipline", "parameterCategory", "parameterNumber"))
 
 
 def _get(reader: Callable[[int, str], Any], handle: int, key: str, default: Any) -> Any:

@@ -70,7 +70,8 @@ class Grid:
             raise ConfigError(f"a grid spacing must divide 180 degrees, found {spacing}")
         first = 90.0 - spacing / 2 if rows == "cells" else 90.0
         number = count + 1 if rows == "poles" else count
-        return cls(first - spacing * np.arange(number), spacing * np.arange(2 * count))
+        lat, lon = first - spacing * np.arange(number), spacing * np.arange(2 * count)
+        return cls(lat.astype(np.float64), lon.astype(np.float64))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -97,7 +98,9 @@ class Grid:
         weights = sines[:-1] - sines[1:]
         return np.asarray(weights / weights.mean())
 
-    def regrid_to(self, other: Grid, values: NDArray[np.floating], method: Method = "conservative") -> NDArray[np.float32]:
+    def regrid_to(
+        self, other: Grid, values: NDArray[np.floating], method: Method = "conservative"
+    ) -> NDArray[np.float32]:
         """Values on another grid.
 
         Args:

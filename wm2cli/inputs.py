@@ -89,9 +89,7 @@ def kind_of(label: str, head: bytes) -> Kind:
     if re.match(r"\d+(\.\d+)?:\d+:d=\d+", text):
         raise DataError(f"{label} is the index of a GRIB file (.idx)", hint="give the GRIB file itself")
     if text.startswith("{"):
-        raise DataError(
-            f"{label} is JSON, such as the .index of ECMWF open data", hint="give the GRIB file itself"
-        )
+        raise DataError(f"{label} is JSON, such as the .index of ECMWF open data", hint="give the GRIB file itself")
     if b"GRIB" in head:
         raise DataError(f"{label} has {head.index(b'GRIB')} foreign bytes before its first GRIB message",
                         hint="cut them off, or get the file again")  # fmt: skip
@@ -103,11 +101,7 @@ def kind_of(label: str, head: bytes) -> Kind:
 
 def _open(path: Path) -> list[Inventory]:
     if path.is_dir():
-        hint = (
-            "Zarr stores cannot be read as files"
-            if (path / ".zmetadata").exists()
-            else "name the files in it"
-        )
+        hint = "Zarr stores cannot be read as files" if (path / ".zmetadata").exists() else "name the files in it"
         raise DataError(f"{path} is a folder", hint=hint)
     if not path.exists():
         raise DataError(f"{path} does not exist", hint="check the path")
@@ -147,9 +141,7 @@ def _unpack(file: SourceFile) -> list[SourceFile]:
             for number, member in enumerate(archive.infolist()):
                 if member.is_dir():
                     continue
-                target = Path(folder.name) / str(
-                    number
-                )  # never the name in the archive, which may point elsewhere
+                target = Path(folder.name) / str(number)  # never the name in the archive, which may point elsewhere
                 with archive.open(member) as source, open(target, "wb") as copy:
                     shutil.copyfileobj(source, copy, 2**20)
                 label = f"{file.label}: {os.path.basename(member.filename)}"
@@ -157,8 +149,10 @@ def _unpack(file: SourceFile) -> list[SourceFile]:
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{file.label} is a damaged ZIP archive: {error}", hint="get it again") from error
     except OSError as error:
-        raise ResourceError(f"cannot unpack {file.label} into {folder.name}: {error.strerror}",
-                            hint="free some space, or set TMPDIR to a folder with more") from error  # fmt: skip
+        raise ResourceError(
+            f"cannot unpack {file.label} into {folder.name}: {error.strerror}",
+            hint="free some space, or set TMPDIR to a folder with more",
+        ) from error
     if not found:
         raise DataError(f"{file.label} is an empty ZIP archive", hint="get it again")
     return found

@@ -89,17 +89,11 @@ class Layout:
         for what, numbers in (("lead times", self.leads_hours), ("levels", self.levels)):
             if any(low >= high for low, high in itertools.pairwise(numbers)):
                 raise ValueError(f"{what} must increase, found {list(numbers)}")
-        kinds = {v.kind for v in self.pressure} <= {"pressure"} and {v.kind for v in self.surface} <= {
-            "surface"
-        }
+        kinds = {v.kind for v in self.pressure} <= {"pressure"} and {v.kind for v in self.surface} <= {"surface"}
         if not kinds or len({v.name for v in self.variables}) != len(self.variables):
-            raise ValueError(
-                "a variable is given twice, or is no variable on pressure levels or no surface variable"
-            )
+            raise ValueError("a variable is given twice, or is no variable on pressure levels or no surface variable")
         if not self.variables or not self.leads_hours or bool(self.pressure) != bool(self.levels):
-            raise ValueError(
-                "a forecast file needs lead times, variables, and levels for those on pressure levels"
-            )
+            raise ValueError("a forecast file needs lead times, variables, and levels for those on pressure levels")
         if np.isnat(self.init):
             raise ValueError("a forecast file needs a start time")
         if not 0 <= self.compression_level <= 9:
@@ -155,9 +149,7 @@ class Layout:
             )
         for height in sorted({v.height_m for v in self.variables if v.height_m is not None}):
             attributes = {"standard_name": "height", "long_name": "height above the ground", "units": "m"}
-            _variable(
-                dataset, _height_name(height), "f8", height, {**attributes, "positive": "up", "axis": "Z"}
-            )
+            _variable(dataset, _height_name(height), "f8", height, {**attributes, "positive": "up", "axis": "Z"})
         _variable(
             dataset,
             "crs",
@@ -262,9 +254,7 @@ class Layout:
             "history": f"{now} {self.attributes.get('command_line', f'written by wm2 {__version__}')}",
             "date_created": now,
         }
-        attributes |= {
-            name: _plain(value) for name, value in self.attributes.items() if name != "Conventions"
-        }
+        attributes |= {name: _plain(value) for name, value in self.attributes.items() if name != "Conventions"}
         return attributes
 
 
@@ -281,9 +271,7 @@ def _slices(size: int, step: int) -> list[slice]:
     return [slice(first, min(first + step, size)) for first in range(0, size, step)]
 
 
-def _coordinate(
-    dataset: Any, name: str, values: Any, attributes: Mapping[str, Any], kind: str = "f8"
-) -> None:
+def _coordinate(dataset: Any, name: str, values: Any, attributes: Mapping[str, Any], kind: str = "f8") -> None:
     dataset.createDimension(name, len(values))
     _variable(dataset, name, kind, values, attributes, (name,))
 

@@ -67,8 +67,8 @@ def between(upper: Values, lower: Values, weight: float) -> Values:
 def beyond(name: str, plan: LevelPlan, edge: Values, temperature: Values | None) -> Values:
     """A field beyond the outermost level of its source.
 
-    Winds and humidity stay what they are at the outermost level. Temperature stays so upwards, and rises downwards by
-    6.5 K per km; geopotential follows from it hydrostatically:
+    Winds and humidity stay what they are at the outermost level. Temperature stays so upwards, and rises
+    downwards by 6.5 K per km; geopotential follows from it hydrostatically:
     above, z = z0 + R T0 ln(p0 / p); below, z = z0 - (T - T0) g / L with T = T0 (p / p0)^(R L / g).
 
     Args:

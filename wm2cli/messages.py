@@ -1,10 +1,10 @@
 """GRIB messages: where they begin and end in a file, and which bytes make one field.
 
-A GRIB file is a row of messages without a table of contents, and the decoder takes a damaged one without complaint. So
-each is walked here by its own section lengths and refused when it does not end where it says.
+A GRIB file is a row of messages without a table of contents, and the decoder takes a damaged one without
+complaint. So each is walked here by its own section lengths and refused when it does not end where it says.
 
-A message of edition 2 may hold several fields that share their first sections (NCEP writes both wind components so);
-each is given out as a message of its own.
+A message of edition 2 may hold several fields that share their first sections (NCEP writes both wind
+components so); each is given out as a message of its own.
 
 Sources: WMO Manual on Codes, FM 92 GRIB edition 1 and edition 2.
 """
@@ -240,9 +240,7 @@ def _walk_1(window: _Window, offset: int) -> tuple[int, list[tuple[Section, ...]
         total = (claimed & 0x7FFFFF) * 120 - data.length + 4
         sections[-1] = Section(4, data.offset, offset + total - 4 - data.offset)
     elif data.offset + data.length + 4 > offset + total:
-        raise _BrokenError(
-            f"claims {total} bytes, its sections need {data.offset + data.length + 4 - offset}"
-        )
+        raise _BrokenError(f"claims {total} bytes, its sections need {data.offset + data.length + 4 - offset}")
     return total, [tuple(sections)]
 
 
@@ -251,9 +249,7 @@ def _walk_2(window: _Window, offset: int) -> tuple[int, list[tuple[Section, ...]
     total = window.number(offset + 8, 8)
     end = offset + total - 4
     if end + 4 > window.source.size:
-        raise _BrokenError(
-            f"claims {total} bytes, only {window.source.size - offset} are left: the file is cut off"
-        )
+        raise _BrokenError(f"claims {total} bytes, only {window.source.size - offset} are left: the file is cut off")
     fields: list[tuple[Section, ...]] = []
     current: dict[int, Section] = {}
     bitmap: Section | None = None

@@ -1,8 +1,8 @@
 """Reading NetCDF: from variables with axes to fields in wm2's names, units and row order.
 
-Read are the layouts of the Climate Data Store before and after 2024, of cfgrib, of ARCO-ERA5 and WeatherBench, and what
-else names its axes so that they can be told apart. Values are turned by the name of their dimensions, never by their
-position, and one field is read at a time.
+Read are the layouts of the Climate Data Store before and after 2024, of cfgrib, of ARCO-ERA5 and
+WeatherBench, and what else names its axes so that they can be told apart. Values are turned by the name of
+their dimensions, never by their position, and one field is read at a time.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ class _Handle:
                 self._tune(name)
                 return _filled(self.dataset.variables[name][index])
             except (OSError, RuntimeError) as error:
-                raise DataError(
-                    f"{self.file.label}: {name} cannot be read: {_reason(error)}", hint=_DAMAGED
-                ) from error
+                raise DataError(f"{self.file.label}: {name} cannot be read: {_reason(error)}", hint=_DAMAGED) from error
             finally:
                 self._close()
 
@@ -141,18 +139,14 @@ class _Handle:
         chunk = variable.chunking()
         if not isinstance(chunk, list):
             return
-        number = math.prod(
-            -(-size // part) for size, part in zip(variable.shape[-2:], chunk[-2:], strict=True)
-        )
+        number = math.prod(-(-size // part) for size, part in zip(variable.shape[-2:], chunk[-2:], strict=True))
         wanted = number * math.prod(chunk) * variable.dtype.itemsize
         if wanted > variable.get_var_chunk_cache()[0]:
             variable.set_var_chunk_cache(min(wanted + 2**20, _MOST_CACHE), 10 * number + 1, 0.75)
 
 
 def _reason(error: Exception) -> str:
-    return str(
-        error.args[-1] if isinstance(error, OSError) and error.strerror is None and error.args else error
-    )
+    return str(error.args[-1] if isinstance(error, OSError) and error.strerror is None and error.args else error)
 
 
 def _filled(values: Any) -> NDArray[Any]:
@@ -197,14 +191,8 @@ class _Reader:
         for name, variable in self.dataset.variables.items():
             attributes = _attributes(variable)
             role = role_of(name, attributes)
-            if (
-                (role != "other" or variable.dimensions == (name,))
-                and variable.ndim <= 2
-                and name not in _NAMES
-            ):
-                self.coordinates[name] = Coordinate(
-                    name, variable.dimensions, _filled(variable[...]), attributes, role
-                )
+            if (role != "other" or variable.dimensions == (name,)) and variable.ndim <= 2 and name not in _NAMES:
+                self.coordinates[name] = Coordinate(name, variable.dimensions, _filled(variable[...]), attributes, role)
 
     def inventory(self) -> Inventory:
         """Every variable of ours as fields."""
@@ -226,9 +214,7 @@ class _Reader:
                 problems[known.name] = (*problems.get(known.name, ()), f"{self.file.label}: {name} {error}")
         for group in self.dataset.groups:
             ignored[f"everything in the group {group} of {self.file.label}"] += 1
-        return Inventory(
-            tuple(fields), (self.file,), dict(ignored), problems, tuple(self.notes), (self.handle,)
-        )
+        return Inventory(tuple(fields), (self.file,), dict(ignored), problems, tuple(self.notes), (self.handle,))
 
     def _known(self, name: str, attributes: Mapping[str, Any]) -> tuple[Variable | None, float | None]:
         """Which variable of ours this is, and the window in its name (`tp_6h`, `total_precipitation_6hr`)."""
@@ -303,9 +289,7 @@ class _Reader:
         for role in ("lat", "lon"):
             if list(roles.values()).count(role) != 1:
                 kind = "latitude" if role == "lat" else "longitude"
-                raise _UnusableError(
-                    f"has no single axis of {kind} (dimensions {', '.join(variable.dimensions)})"
-                )
+                raise _UnusableError(f"has no single axis of {kind} (dimensions {', '.join(variable.dimensions)})")
         return roles
 
     def _level(
@@ -345,8 +329,11 @@ class _Reader:
 
     def _scalars(self, variable: Any) -> list[Coordinate]:
         """Coordinates that belong to a variable although it has no dimension of their name."""
-        return [found for found in self.coordinates.values()
-                if found.name not in variable.dimensions and set(found.dims) <= set(variable.dimensions)]  # fmt: skip
+        return [
+            found
+            for found in self.coordinates.values()
+            if found.name not in variable.dimensions and set(found.dims) <= set(variable.dimensions)
+        ]
 
     def _layout(self, variable: Any, roles: Mapping[str, Role]) -> _Layout:
         lat, lon = (next(dim for dim, role in roles.items() if role == wanted) for wanted in ("lat", "lon"))
@@ -380,8 +367,10 @@ class _Reader:
             statistic = _CELL_METHODS[in_time[1]]
         if statistic != "point" and window is None and known.statistic != "point":
             window = float(known.window_hours)
-            self.notes[f"{self.file.label}: {name} does not say its window; taken as the {window:g} h before each "
-                       "time, as in hourly ERA5"] = None  # fmt: skip
+            self.notes[
+                f"{self.file.label}: {name} does not say its window; taken as the {window:g} h before each "
+                "time, as in hourly ERA5"
+            ] = None
         return statistic, window
 
     def _conversion(
@@ -391,8 +380,10 @@ class _Reader:
         if text is None:
             if known.statistic == "sum":
                 raise _UnusableError("has no units, and its values do not tell them")
-            self.notes[f"{self.file.label}: {name} has no units; taken as {known.units}, and refused where its values "
-                       "are impossible in it"] = None  # fmt: skip
+            self.notes[
+                f"{self.file.label}: {name} has no units; taken as {known.units}, and refused where its values "
+                "are impossible in it"
+            ] = None
             return 1.0, 0.0
         found = conversion(known, str(text))
         if found is not None:
@@ -409,9 +400,7 @@ class _Reader:
         """Valid and base times with the coordinate that carries each; None where the file has none."""
         mine = [self.coordinates[dim] for dim in variable.dimensions if dim in self.coordinates]
         mine += self._scalars(variable)
-        by_role = {
-            role: [axis for axis in mine if axis.role == role] for role in ("time", "reference", "step")
-        }
+        by_role = {role: [axis for axis in mine if axis.role == role] for role in ("time", "reference", "step")}
         step = by_role["step"][0] if by_role["step"] else None
         # `valid_time` says it outright; a plain `time` beside a lead time is the start in some layouts.
         outright = [axis for axis in by_role["time"] if axis.name == "valid_time"]
@@ -438,8 +427,8 @@ class _Reader:
     def _versions(self, name: str, variable: Any, along: list[str], roles: Mapping[str, Role]) -> Any:
         """For files of the old CDS that mix final and preliminary ERA5: which version has data at each time.
 
-        Such a file has both as a dimension, with missing values in the one that does not apply. The first point of
-        the map tells which; what is read later is checked for missing values all the same.
+        Such a file has both as a dimension, with missing values in the one that does not apply. The first
+        point of the map tells which; what is read later is checked for missing values all the same.
         """
         axis = next((dim for dim in along if roles[dim] == "version"), None)
         if axis is None or self.dataset.dimensions[axis].size < 2:
@@ -451,14 +440,14 @@ class _Reader:
         order = [dim for dim in variable.dimensions if dim in (*rest, axis)]
         present = np.moveaxis(np.isfinite(_filled(corner)), order.index(axis), -1)
         if (present.sum(axis=-1) > 1).any():
-            raise _UnusableError(
-                f"has data of several versions ({axis}) for the same time: which one is meant?"
-            )
+            raise _UnusableError(f"has data of several versions ({axis}) for the same time: which one is meant?")
         if (present.sum(axis=-1) == 0).any():
             raise _UnusableError(f"has times without data in every version ({axis})")
         chosen = present.argmax(axis=-1)
-        self.notes[f"{self.file.label}: final and preliminary ERA5 are mixed along {axis}; for each time the one that "
-                   "has data was taken"] = None  # fmt: skip
+        self.notes[
+            f"{self.file.label}: final and preliminary ERA5 are mixed along {axis}; for each time the one that "
+            "has data was taken"
+        ] = None
         return lambda index: int(chosen[tuple(index[dim] for dim in rest)]) == index[axis]
 
 

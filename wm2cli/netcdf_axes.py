@@ -1,7 +1,8 @@
 """What the axes of a NetCDF file are: which is latitude, level, valid time, member, and with which values.
 
-CF attributes decide first (`standard_name`, `units`), names second: files of the same quantity carry `time` as the valid
-time (old CDS layout) or as the start of the forecast (cfgrib), `level` in hPa or as a model level.
+CF attributes decide first (`standard_name`, `units`), names second: files of the same quantity carry `time`
+as the valid time (old CDS layout) or as the start of the forecast (cfgrib), `level` in hPa or as a model
+level.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from wm2cli.fields import Time
 from wm2cli.units import spelled, to_hpa
 
-Role = Literal["lat", "lon", "level", "model_level", "height", "time", "reference", "step", "member", "version",
-               "other"]  # fmt: skip
+Role = Literal[
+    "lat", "lon", "level", "model_level", "height", "time", "reference", "step", "member", "version", "other"
+]
 
 _BY_STANDARD_NAME: Mapping[str, Role] = {
     "latitude": "lat", "longitude": "lon", "air_pressure": "level", "height": "height", "time": "time",
@@ -37,9 +39,24 @@ _BY_NAME: Mapping[str, Role] = {
     "expver": "version",
 }  # fmt: skip
 _UNITS_IN_NAME = {"isobaricInhPa": "hPa", "isobaricInPa": "Pa"}
-_SECONDS = {"second": 1, "sec": 1, "s": 1, "minute": 60, "min": 60, "hour": 3600, "hr": 3600, "h": 3600, "day": 86400,
-            "d": 86400, "nanosecond": 1e-9, "ns": 1e-9, "microsecond": 1e-6, "us": 1e-6, "millisecond": 1e-3,
-            "ms": 1e-3}  # fmt: skip
+_SECONDS = {
+    "second": 1,
+    "sec": 1,
+    "s": 1,
+    "minute": 60,
+    "min": 60,
+    "hour": 3600,
+    "hr": 3600,
+    "h": 3600,
+    "day": 86400,
+    "d": 86400,
+    "nanosecond": 1e-9,
+    "ns": 1e-9,
+    "microsecond": 1e-6,
+    "us": 1e-6,
+    "millisecond": 1e-3,
+    "ms": 1e-3,
+}
 _CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 
 
@@ -87,9 +104,7 @@ def role_of(name: str, attributes: Mapping[str, Any]) -> Role:
     return _BY_NAME.get(name, "other")
 
 
-def latitudes_and_longitudes(
-    lat: Coordinate, lon: Coordinate
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def latitudes_and_longitudes(lat: Coordinate, lon: Coordinate) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Degrees north and east as float64.
 
     Raises:
@@ -108,11 +123,7 @@ def latitudes_and_longitudes(
 def _degrees(values: NDArray[Any]) -> NDArray[np.float64]:
     """Degrees as float64; a float32 file holds 0.1 degrees as 0.10000000149, which is 0.1 again here."""
     wide = values.astype(np.float64)
-    return (
-        np.round(wide, 4)
-        if values.dtype == np.float32 and np.allclose(wide, np.round(wide, 4), atol=2e-5)
-        else wide
-    )
+    return np.round(wide, 4) if values.dtype == np.float32 and np.allclose(wide, np.round(wide, 4), atol=2e-5) else wide
 
 
 def levels_hpa(axis: Coordinate) -> tuple[NDArray[np.float64], str | None]:
@@ -125,9 +136,7 @@ def levels_hpa(axis: Coordinate) -> tuple[NDArray[np.float64], str | None]:
     values = np.atleast_1d(axis.values).astype(np.float64)
     if text is None:
         if not (values.min() >= 0.01 and 100.0 <= values.max() <= 1100.0):
-            raise AxisError(
-                f"has the axis {axis.name} without units, {values.min():g} to {values.max():g}: hPa or Pa?"
-            )
+            raise AxisError(f"has the axis {axis.name} without units, {values.min():g} to {values.max():g}: hPa or Pa?")
         return values, f"{axis.name} has no units; {values.min():g} to {values.max():g} is taken as hPa"
     factor = to_hpa(str(text))
     if factor is None:
@@ -150,7 +159,7 @@ def times(axis: Coordinate) -> NDArray[np.datetime64]:
         raise AxisError(f"has the time axis {axis.name} with the units '{units}', which are not understood")
     if calendar not in _CALENDARS:
         raise AxisError(f"has the time axis {axis.name} in the calendar '{calendar}'")
-    origin = _origin(match[2])
+    origin = _origin(match[2], calendar)
     if origin is None:
         raise AxisError(f"has the time axis {axis.name} with the units '{units}', which are not understood")
     return origin + _durations(axis, _unit_seconds(match[1]) or 1.0)
@@ -184,8 +193,13 @@ def _unit_seconds(text: str) -> float | None:
     return _SECONDS.get(plain, _SECONDS.get(plain.removesuffix("s")))
 
 
-def _origin(text: str) -> Time | None:
-    """The instant in "hours since 1900-01-01 00:00:00.0"; None when it is not understood or not UTC."""
+def _origin(text: str, calendar: str) -> Time | None:
+    """The instant in "hours since 1900-01-01 00:00:00.0"; None when it is not understood or not UTC.
+
+    The usual calendar is Julian before 15 October 1582, which matters for "hours since 1-1-1": two days.
+    """
+    import netCDF4
+
     match = re.fullmatch(
         r"(\d{1,4})-(\d{1,2})-(\d{1,2})(?:[T ]+(\d{1,2})(?::(\d{1,2})(?::(\d{1,2})(?:\.0*)?)?)?)?"
         r"\s*(?:Z|UTC|\+?0{1,2}:?0{2})?",
@@ -195,6 +209,9 @@ def _origin(text: str) -> Time | None:
         return None
     year, month, day, hour, minute, second = (int(part or 0) for part in match.groups())
     try:
-        return np.datetime64(f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}", "s")
+        since = f"seconds since {year:04d}-{month:02d}-{day:02d} {hour:02d}:{minute:02d}:{second:02d}"
+        found = netCDF4.num2date(np.array([0]), since, calendar, only_use_cftime_datetimes=True)
+        seconds = int(np.rint(netCDF4.date2num(found, "seconds since 1970-01-01", calendar))[0])
     except ValueError:
         return None
+    return np.datetime64(seconds, "s")

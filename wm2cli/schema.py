@@ -110,7 +110,7 @@ def standard_height(level_hpa: float) -> float:
     if lapse == 0.0:
         return base_height - 287.05287 * base_temperature / GRAVITY * math.log(level_hpa / base_pressure)
     exponent = -287.05287 * lapse / GRAVITY
-    return base_height + base_temperature / lapse * ((level_hpa / base_pressure) ** exponent - 1.0)
+    return base_height + base_temperature / lapse * (math.pow(level_hpa / base_pressure, exponent) - 1.0)
 
 
 def standard_temperature(level_hpa: float) -> float:
@@ -171,10 +171,11 @@ _TABLE: tuple[Variable, ...] = (
              "100 metre northward wind", "northward_wind", "m s-1", -150.0, 150.0,
              "100v", "100m_v_component_of_wind", "VAR_100V", keep_bits=11, height_m=100.0),
     _surface("msl", (GribKey(151, _SEA), GribKey(260074, _SEA)), "Mean sea level pressure",
-             "air_pressure_at_mean_sea_level", "Pa", 8e4, 1.15e5, "mean_sea_level_pressure", "MSL", "prmsl", "PSL", "psl",
-             keep_bits=16),
+             "air_pressure_at_mean_sea_level", "Pa", 8e4, 1.15e5, "mean_sea_level_pressure", "MSL", "prmsl", "PSL",
+             "psl", keep_bits=16),
     _surface("tcc", (GribKey(164, _COLUMN), GribKey(228164, _COLUMN, scale=0.01)), "Total cloud cover",
-             "cloud_area_fraction", "1", -0.02, 1.02, "total_cloud_cover", "TCC", "clt", clip_low=0.0, clip_high=1.0, keep_bits=10),
+             "cloud_area_fraction", "1", -0.02, 1.02, "total_cloud_cover", "TCC", "clt", clip_low=0.0,
+             clip_high=1.0, keep_bits=10),
     *_windows(_surface("mx2t", (GribKey(201, _GROUND), GribKey(3015, _GROUND)), "Maximum 2 metre temperature",
                        "air_temperature", "K", 150.0, 350.0, "maximum_2m_temperature_since_previous_post_processing",
                        keep_bits=14, height_m=2.0, statistic="maximum")),

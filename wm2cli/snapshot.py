@@ -20,8 +20,8 @@ from wm2cli.schema import VARIABLES, Statistic, level_text, value_issues
 
 @dataclass
 class _Clipped:
+    worst: float
     count: int = 0
-    worst: float = 0.0
     labels: list[str] = field(default_factory=list)
 
 
@@ -46,7 +46,8 @@ class Snapshot:
         self._lock = threading.Lock()
 
     def pick(self, name: str, level: float | None = None, statistic: Statistic | None = None) -> Field | None:
-        """The one field of a variable, or None when there is none; says so when there are several that differ.
+        """The one field of a variable, or None when there is none; says so when there are several that
+        differ.
 
         Analyses go before forecasts for the same time. Fields that are equal in every bit count as one.
 
@@ -64,14 +65,12 @@ class Snapshot:
         """Levels in hPa that a variable is there on, from low pressure to high."""
         return self.inventory.levels(name, self.time)
 
-    def read(
-        self, name: str, level: float | None = None, statistic: Statistic | None = None
-    ) -> Values | None:
+    def read(self, name: str, level: float | None = None, statistic: Statistic | None = None) -> Values | None:
         """Values of a field; problems with them are collected.
 
         Returns:
-            (H, W) float32 within the variable's physical limits, possibly with NaN when that is one of the problems;
-            None when there is no such field or it cannot be decoded.
+            (H, W) float32 within the variable's physical limits, possibly with NaN when that is one of the
+            problems; None when there is no such field or it cannot be decoded.
         """
         found = self.pick(name, level, statistic)
         return None if found is None else self.read_field(found)
@@ -88,11 +87,7 @@ class Snapshot:
         issues = value_issues(known, values, found.level)
         for issue in issues:
             self._problem(f"{issue} ({found.origin})")
-        return (
-            values
-            if issues
-            else self.clip(found.variable, values, known.clip_low, known.clip_high, found.label)
-        )
+        return values if issues else self.clip(found.variable, values, known.clip_low, known.clip_high, found.label)
 
     def clip(self, name: str, values: Values, low: float, high: float, label: str | None = None) -> Values:
         """Values within limits; how many were set to one, and how far off they were, becomes a note."""
@@ -101,12 +96,10 @@ class Snapshot:
             if count:
                 off = float(values.min() if limit == low else values.max())
                 values = (
-                    np.maximum(values, np.float32(limit))
-                    if limit == low
-                    else np.minimum(values, np.float32(limit))
+                    np.maximum(values, np.float32(limit)) if limit == low else np.minimum(values, np.float32(limit))
                 )
                 with self._lock:
-                    record = self._clipped.setdefault((name, limit), _Clipped())
+                    record = self._clipped.setdefault((name, limit), _Clipped(limit))
                     record.count += count
                     record.worst = off if abs(off - limit) > abs(record.worst - limit) else record.worst
                     record.labels.append(label or name)
@@ -139,9 +132,7 @@ class Snapshot:
         there = [item for item in self.inventory.fields if item.variable == plain_name(name)]
         now = [item for item in there if item.valid_time in (self.time, None)]
         if now:
-            kinds = {
-                f"{item.statistic} over {item.window_hours:g} h" for item in now if item.statistic != "point"
-            }
+            kinds = {f"{item.statistic} over {item.window_hours:g} h" for item in now if item.statistic != "point"}
             return f"; there is: {', '.join(sorted(kinds))}" if kinds else ""
         if there:
             times = sorted({item.valid_time for item in there if item.valid_time is not None})
@@ -157,14 +148,10 @@ class Snapshot:
     def account(self) -> list[str]:
         """Notes on everything that was read: what was clipped, and whether it is an analysis at all."""
         notes = [*self.inventory.notes, *self.notes]
-        for (name, limit), record in self._clipped.items():
+        for (name, limit), record in sorted(self._clipped.items()):  # threads found them in any order
             where = record.labels[0] if len(record.labels) == 1 else f"{name} ({len(record.labels)} fields)"
-            notes.append(
-                f"{where}: {record.count} values beyond {limit:g} set to it (up to {record.worst:.3g})"
-            )
-        used = sorted(
-            self.used.values(), key=lambda found: (list(VARIABLES).index(found.variable), found.level or 0.0)
-        )
+            notes.append(f"{where}: {record.count} values beyond {limit:g} set to it (up to {record.worst:.4g})")
+        used = sorted(self.used.values(), key=lambda found: (list(VARIABLES).index(found.variable), found.level or 0.0))
         forecasts: dict[tuple[Time, Time], list[Field]] = {}
         for found in used:
             known = VARIABLES[found.variable]
@@ -174,9 +161,7 @@ class Snapshot:
                 forecasts.setdefault((found.base_time, found.valid_time), []).append(found)
         for (base, valid), items in forecasts.items():
             hours = (valid - base) / np.timedelta64(1, "h")
-            notes.append(
-                f"not an analysis: {names_text(items)} are a {hours:g} h forecast from {time_text(base)}"
-            )
+            notes.append(f"not an analysis: {names_text(items)} are a {hours:g} h forecast from {time_text(base)}")
         preliminary = [found for found in used if found.version == "0005"]
         if preliminary:
             notes.append(f"preliminary ERA5T (expver 0005): {names_text(preliminary)}")
@@ -203,23 +188,21 @@ class Snapshot:
             self.notes[f"{name}: forecasts for the same time were left aside, the analysis was taken"] = None
             found = analyses
         if known.kind == "static" and len({item.valid_time for item in found}) > 1:
-            self.notes[
-                f"{name} is there for several times; it is taken as constant, from {found[0].origin}"
-            ] = None
+            self.notes[f"{name} is there for several times; it is taken as constant, from {found[0].origin}"] = None
             found = found[:1]
         if len(found) < 2:
             return found[0] if found else None
         members = sorted({item.member for item in found if item.member is not None})
         label = name if level is None else f"{name}{level_text(level)}"
         if len(members) > 1:
-            self._problem(f"{name} is there for {len(members)} ensemble members ({members[0]} to {members[-1]}); "
-                          "give a file with one")  # fmt: skip
+            self._problem(
+                f"{name} is there for {len(members)} ensemble members ({members[0]} to {members[-1]}); "
+                "give a file with one"
+            )
             return found[0]
         places = ", ".join(_place(item) for item in found)
         if self._all_equal(found):
-            self.notes[
-                f"{label} is there {len(found)} times with equal values ({places}); the first was taken"
-            ] = None
+            self.notes[f"{label} is there {len(found)} times with equal values ({places}); the first was taken"] = None
         else:
             self._problem(f"{label} is there {len(found)} times with different values: {places}")
         return found[0]
@@ -230,9 +213,7 @@ class Snapshot:
             return False
         try:
             values = first.read(allow_missing=True)
-            return all(
-                np.array_equal(values, other.read(allow_missing=True), equal_nan=True) for other in found[1:]
-            )
+            return all(np.array_equal(values, other.read(allow_missing=True), equal_nan=True) for other in found[1:])
         except DataError as error:
             self._problem(str(error))
             return False

@@ -20,19 +20,21 @@ _LOWEST_GROUND = 1000.0  # m: some ground of the globe lies below; a geopotentia
 def read_static(inventory: Inventory, grid: Grid) -> xr.Dataset:
     """The static fields that files hold, on a grid.
 
-    Heights and masks are regridded conservatively. Of classes (soil type) a cell takes the one that covers most of it;
-    missing soil, as over the sea, is class 0.
+    Heights and masks are regridded conservatively. Of classes (soil type) a cell takes the one that covers
+    most of it; missing soil, as over the sea, is class 0.
 
     Args:
         inventory: Of files with any of orography (or surface geopotential), land-sea mask, soil type.
         grid: Target.
 
     Returns:
-        Variables `orog` (m), `lsm` (0 to 1), `slt` (0 to 7), as many as there are, dims (latitude, longitude), float32;
-        each with the attribute `origin`, the whole with the attribute `notes`, one a line.
+        Variables `orog` (m), `lsm` (0 to 1), `slt` (0 to 7), as many as there are, dims (latitude,
+        longitude), float32; each with the attribute `origin`, the whole with the attribute `notes`, one a
+        line.
 
     Raises:
-        DataError: There are none, or they are regional, have missing or impossible values; everything at once.
+        DataError: There are none, or they are regional, have missing or impossible values; everything at
+            once.
     """
     with inventory.reading():
         return _read_static(inventory, grid)
@@ -44,8 +46,11 @@ def _read_static(inventory: Inventory, grid: Grid) -> xr.Dataset:
     present = {name: field for name, field in found.items() if field is not None}
     lines = [line for name in NAMES for line in inventory.problems.get(name, ())]
     if not present:
-        raise DataError("no static fields in the input", problems=lines,
-                        hint=f"give files with {', '.join(VARIABLES[name].long_name.lower() for name in NAMES)}")  # fmt: skip
+        raise DataError(
+            "no static fields in the input",
+            problems=lines,
+            hint=f"give files with {', '.join(VARIABLES[name].long_name.lower() for name in NAMES)}",
+        )
     made: dict[str, Values] = {}
     for name, field in present.items():
         issues = field.axes.issues()
@@ -59,11 +64,20 @@ def _read_static(inventory: Inventory, grid: Grid) -> xr.Dataset:
     if problems:
         raise DataError("the static fields cannot be used", problems=problems)
     dataset = xr.Dataset(
-        {name: (("latitude", "longitude"), values, {
-            "units": VARIABLES[name].units, "long_name": VARIABLES[name].long_name, "origin": present[name].origin,
-         }) for name, values in made.items()},
+        {
+            name: (
+                ("latitude", "longitude"),
+                values,
+                {
+                    "units": VARIABLES[name].units,
+                    "long_name": VARIABLES[name].long_name,
+                    "origin": present[name].origin,
+                },
+            )
+            for name, values in made.items()
+        },
         {"latitude": grid.lat, "longitude": grid.lon},
-    )  # fmt: skip
+    )
     dataset.attrs["notes"] = "\n".join(snapshot.account())
     return dataset
 

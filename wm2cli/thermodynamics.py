@@ -1,9 +1,10 @@
 """Moist air: saturation, humidity in its different measures, and the pressure at sea level.
 
-Saturation is that of the IFS: IFS Documentation Cy47r3, Part IV (Physical Processes), equations 7.4 and 7.5, with Tetens'
-formula over water and over ice and a quadratic blend between -23 and 0 degrees Celsius.
+Saturation is that of the IFS: IFS Documentation Cy47r3, Part IV (Physical Processes), equations 7.4 and 7.5,
+with Tetens' formula over water and over ice and a quadratic blend between -23 and 0 degrees Celsius.
 
-All functions take and return float32 or float64 arrays of one shape, SI units, and leave their arguments alone.
+All functions take and return float32 or float64 arrays of one shape, SI units, and leave their arguments
+alone.
 """
 
 from __future__ import annotations
@@ -48,9 +49,7 @@ def saturation(temperature: Array) -> Array:
     The share of water is ((T - 250.16) / 23)^2 between 250.16 K and 273.16 K, 0 below and 1 above.
     """
     water = np.clip((temperature - _ICE) / (_TRIPLE - _ICE), 0.0, 1.0) ** 2
-    return np.asarray(
-        water * saturation_over_water(temperature) + (1.0 - water) * saturation_over_ice(temperature)
-    )
+    return np.asarray(water * saturation_over_water(temperature) + (1.0 - water) * saturation_over_ice(temperature))
 
 
 def specific_humidity(relative_humidity: Array, temperature: Array, pressure_pa: float | Array) -> Array:
@@ -76,7 +75,8 @@ def dewpoint(vapour: Array) -> Array:
 def pressure_below(pressure_pa: float | Array, temperature: Array, height_m: Array) -> Array:
     """Pressure `height_m` metres below a place, in Pa, through air that warms downwards by 6.5 K km-1.
 
-    p0 = p (1 + L h / T)^(g / (R L)), the hydrostatic equation with a constant lapse rate L; h may be negative.
+    p0 = p (1 + L h / T)^(g / (R L)), the hydrostatic equation with a constant lapse rate L; h may be
+    negative.
 
     Args:
         pressure_pa, temperature: At the place.

@@ -35,21 +35,25 @@ _FRACTION = _entries({
     "% | percent | per cent": (0.01, 0.0),
 })  # fmt: skip
 _TABLE: dict[str, dict[str, Conversion]] = {
-    "K": _entries({
-        "K | kelvin | Kelvin | degK | deg K | degrees K | degree_Kelvin": _ONE,
-        "degC | deg C | C | celsius | Celsius | degrees C | degree_Celsius | degrees_celsius | °C": (1.0, 273.15),
-    }),
+    "K": _entries(
+        {
+            "K | kelvin | Kelvin | degK | deg K | degrees K | degree_Kelvin": _ONE,
+            "degC | deg C | C | celsius | Celsius | degrees C | degree_Celsius | degrees_celsius | °C": (1.0, 273.15),
+        }
+    ),
     "m s-1": _entries({"m s-1 | m/s | m sec-1 | m/sec | meters per second | metres per second": _ONE}),
     "Pa": _PRESSURE,
     "kg kg-1": _entries({"kg kg-1 | kg/kg | 1 | dimensionless": _ONE, "g kg-1 | g/kg": (1e-3, 0.0)}),
     "1": _FRACTION,
     "m2 s-2": _GEOPOTENTIAL,
-    "m": _entries({
-        "m | m of water equivalent | m of water | meter | meters | metre | metres": _ONE,
-        "mm | kg m-2 | kg/m2 | mm of water equivalent": (1e-3, 0.0),
-    }),
+    "m": _entries(
+        {
+            "m | m of water equivalent | m of water | meter | meters | metre | metres": _ONE,
+            "mm | kg m-2 | kg/m2 | mm of water equivalent": (1e-3, 0.0),
+        }
+    ),
     "J m-2": _entries({"J m-2 | J/m2": _ONE}),
-}  # fmt: skip
+}
 _RATES: dict[str, dict[str, float]] = {
     "m": {"kg m-2 s-1": 1e-3, "kg/m2/s": 1e-3, "mm s-1": 1e-3, "mm/s": 1e-3, "m s-1": 1.0},
     "J m-2": {"W m-2": 1.0, "W/m2": 1.0, "J m-2 s-1": 1.0},
@@ -71,11 +75,7 @@ def conversion(known: Variable, text: str) -> Conversion | None:
         return _ONE if unit in _CODES or unit.lower().startswith("(code table") else None
     if known.name == "orog":
         found = _GEOPOTENTIAL.get(unit)
-        return (
-            None
-            if found is None
-            else (found[0] / GRAVITY if found[0] == 1.0 else round(found[0] / GRAVITY), 0.0)
-        )
+        return None if found is None else (found[0] / GRAVITY if found[0] == 1.0 else round(found[0] / GRAVITY), 0.0)
     return _TABLE[known.units].get(unit)
 
 

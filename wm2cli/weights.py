@@ -105,7 +105,9 @@ def info(path: Path) -> dict[str, Any]:
         "parameters": sum(sizes.values()),
         "parameters_by_part": parts,
         "grid": {"rows": grid.shape[0], "columns": grid.shape[1], "description": grid.describe()},
-        "inputs": {name: _schema_text(schema.pressure, schema.levels, schema.surface) for name, schema in schemas.items()},
+        "inputs": {
+            name: _schema_text(schema.pressure, schema.levels, schema.surface) for name, schema in schemas.items()
+        },
         "outputs": _schema_text(config.schema_out.pressure, config.schema_out.levels, config.schema_out.surface),
         "steps_hours": sorted((processor.hours for processor in config.processors), reverse=True),
         "architecture": {

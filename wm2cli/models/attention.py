@@ -34,9 +34,7 @@ BACKENDS = ("auto", "natten", "tiled", "reference")
 _NATTEN_VERSION = (0, 21)  # the first whose na3d has the signature that we call
 
 
-def neighborhood_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: Sizes, *, backend: str = "auto"
-) -> Tensor:
+def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, window: Sizes, *, backend: str = "auto") -> Tensor:
     """Attends from each token to the (depth, rows, columns) window around it, periodic in columns.
 
     Computes softmax(q k^T / sqrt(head_dim)) v over the window. An axis shorter than its window is attended

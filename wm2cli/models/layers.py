@@ -32,7 +32,7 @@ class PixelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Maps are stored channels-last, so the permutation is a view and the reduction runs over contiguous memory.
-        by_pixel = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-5)
+        by_pixel: Tensor = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-5)
         return by_pixel.permute(0, 3, 1, 2)
 
 
@@ -60,7 +60,7 @@ class Residual(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(pad_globe(F.silu(self.norm1(x))))
+        y: Tensor = self.conv1(pad_globe(F.silu(self.norm1(x))))
         y = self.conv2(pad_globe(F.silu(self.norm2(y))))
         shortcut: Tensor = self.shortcut(x)
         return shortcut + y
@@ -97,9 +97,10 @@ class Up(nn.Module):
 class Rotary(nn.Module):
     """Rotary position code of a (D, Y, X) token grid, split over depth, rows and columns.
 
-    A quarter of the channel pairs goes to depth, the rest in halves to rows and columns. Wavelengths are geometric from 4 to 64 tokens,
-    the range that offsets within a window can tell apart. Along longitude each wavelength is rounded so that a whole
-    number of them goes round the globe: the code has no seam, and scores depend on relative longitude alone.
+    A quarter of the channel pairs goes to depth, the rest in halves to rows and columns. Wavelengths are geometric from
+    4 to 64 tokens, the range that offsets within a window can tell apart. Along longitude each wavelength is rounded so
+    that a whole number of them goes round the globe: the code has no seam, and scores depend on relative longitude
+    alone.
     """
 
     cos: Tensor

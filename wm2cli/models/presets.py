@@ -54,9 +54,7 @@ _W3_OUT = Schema(
     ("u10", "v10", "t2m", "msl", "ssr", "tcc", "d2m", "u100", "v100", "lsp", "cp", "mx2t", "mn2t",
      "lsp_6h", "cp_6h", "mx2t_6h", "mn2t_6h"), STATIC, _W3_FORCING,
 )  # fmt: skip
-_W3_IN = Schema(
-    UPPER, LEVELS_28, ("u10", "v10", "t2m", "msl", "tcc", "d2m", "u100", "v100"), STATIC, _W3_FORCING
-)
+_W3_IN = Schema(UPPER, LEVELS_28, ("u10", "v10", "t2m", "msl", "tcc", "d2m", "u100", "v100"), STATIC, _W3_FORCING)
 
 PRESETS: dict[str, Preset] = {
     "wm2": Preset(

@@ -81,6 +81,11 @@ class _Columns:
     def total(self) -> int:
         return (self.count - 1) * self.step + self.width
 
+    @property
+    def rounds(self) -> int:
+        """Tiles this far apart have no column in common."""
+        return math.ceil(self.width / self.step) if self.step else self.count
+
     def pieces(self, period: int) -> Iterator[tuple[slice, slice]]:
         """Cuts the run of all columns where it wraps: (part of the run, part of the circle)."""
         done = 0
@@ -154,9 +159,7 @@ def _plan(lengths: Sizes, window: Sizes, tile: Sizes) -> _Plan:
 def _outer(depth: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Outer product of three (queries, keys) masks; tokens in the order columns, depth, rows."""
     mask = (
-        columns[:, None, None, :, None, None]
-        & depth[None, :, None, None, :, None]
-        & rows[None, None, :, None, None, :]
+        columns[:, None, None, :, None, None] & depth[None, :, None, None, :, None] & rows[None, None, :, None, None, :]
     )
     return mask.reshape(math.prod(mask.shape[:3]), -1)
 
@@ -232,8 +235,7 @@ class _Box:
 
     def add_tiles(self, values: Tensor, tiles: Tensor) -> None:
         """Adds to tiles (..., tiles, tokens, head_dim), in rounds of tiles that share no memory."""
-        columns = self.columns
-        rounds = math.ceil(columns.width / columns.step) if columns.step else columns.count
+        rounds = self.columns.rounds
         for start in range(min(rounds, values.shape[-3])):
             tiles[..., start::rounds, :, :] += values[..., start::rounds, :, :]
 

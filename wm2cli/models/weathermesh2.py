@@ -1,8 +1,9 @@
 """WeatherMesh-2: encoders, latent processors and decoder on 3-D neighborhood attention.
 
-The latent is a tensor (B, D, Y, X, C): D - 1 slots of pressure levels from the top down and one slot of the surface. It
-is the residual stream of the whole model and its only path of information: a forecast is encoded once, advanced by any
-sequence of processors, and decoded where a field is wanted. The processors are not told the time; the latent carries it.
+The latent is a tensor (B, D, Y, X, C): D - 1 slots of pressure levels from the top down and one slot of the surface.
+It is the residual stream of the whole model and its only path of information: a forecast is encoded once, advanced by
+any sequence of processors, and decoded where a field is wanted. The processors are not told the time; the latent
+carries it.
 
 Sources: WindBorne, WeatherMesh-2 technical blog (2025); arXiv 2503.22235 and the public WeatherMesh-3 architecture for
 what the blog leaves open (surface codec, constants). See the README for how this differs from the public code.
@@ -10,6 +11,7 @@ what the blog leaves open (surface codec, constants). See the README for how thi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,8 +109,10 @@ class WeatherMesh2Config:
         if height % rows or width % columns:
             problems.append(f"patches of {rows} x {columns} do not divide the grid of {height} x {width}")
         if rows != columns or rows != 2 ** len(self.surface_widths):
-            problems.append(f"{len(self.surface_widths)} surface stages make patches of {2 ** len(self.surface_widths)}, "
-                            f"the pressure patches are {rows} x {columns}")  # fmt: skip
+            side = 2 ** len(self.surface_widths)
+            problems.append(
+                f"the surface stages make patches of {side} x {side}, the pressure patch is {rows} x {columns}"
+            )
         names = [encoder.name for encoder in self.encoders]
         if not names or len(set(names)) < len(names):
             problems.append(f"encoders need different names, found {names}")
@@ -155,7 +159,9 @@ class WeatherMesh2(nn.Module):
         with torch.device("cpu"):  # real even when the parameters are built on the meta device
             constants = _constants(grid, static or {})
         self.register_buffer("constants", constants, persistent=False)
-        self.rotary = Rotary(config.width // config.heads, depth, rows, columns) if config.position == "rotary" else None
+        self.rotary = (
+            Rotary(config.width // config.heads, depth, rows, columns) if config.position == "rotary" else None
+        )
         self.encoders = nn.ModuleDict(
             {encoder.name: Encoder(config, encoder, normalizer, self.latent_shape, constants.shape[0])
              for encoder in config.encoders}
@@ -179,7 +185,9 @@ class WeatherMesh2(nn.Module):
         """
         named = {self.config.encoders[0].name: states} if isinstance(states, State) else dict(states)
         configs = {encoder.name: encoder for encoder in self.config.encoders}
-        problems = [f"there is no encoder '{name}'; known are {', '.join(configs)}" for name in named if name not in configs]
+        problems = [
+            f"there is no encoder '{name}'; known are {', '.join(configs)}" for name in named if name not in configs
+        ]
         problems += [f"the state for {name} has another schema" for name, state in named.items()
                      if name in configs and state.schema != configs[name].schema]  # fmt: skip
         problems += [f"the state for {name} is on {state.grid.describe()}, the model on {self.grid.describe()}"
@@ -231,12 +239,12 @@ class WeatherMesh2(nn.Module):
         keys = math.prod(min(size, axis) for size, axis in zip(self.config.window, self.latent_shape, strict=False))
         block = depth * rows * columns * (24.0 * width**2 + 4.0 * keys * width)
         patches = 2.0 * (depth - 1) * rows * columns * width * math.prod(self.config.patch)
-        encoder = next(iter(self.encoders.values()))
+        surface = next(iter(self.encoders.values())).get_submodule("surface")
         counted = {f"advance {p.hours}": p.blocks * block for p in self.config.processors}
         counted["encode"] = (
             self.config.encoder_blocks * block
             + patches * len(self.schema_out.pressure)
-            + _convolution_operations(encoder.surface, *self.grid.shape)
+            + _convolution_operations(surface, *self.grid.shape)
         )
         decoder_rows = _convolution_operations(self.decoder.surface, rows, columns)
         counted["decode"] = (
@@ -289,9 +297,13 @@ class Encoder(nn.Module):
         widths = (*config.surface_widths, config.width)
         inputs = len(schema.surface) + encoder.unused_channels + len(schema.forcing) + constants
         stages: list[nn.Module] = []
-        for index, (fine, coarse) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (fine, coarse) in enumerate(itertools.pairwise(widths)):
             first = inputs if index == 0 else fine
-            stages += [Residual(first, fine, config.codec_norm), Residual(fine, fine, config.codec_norm), Down(fine, coarse)]
+            stages += [
+                Residual(first, fine, config.codec_norm),
+                Residual(fine, fine, config.codec_norm),
+                Down(fine, coarse),
+            ]
         self.surface = nn.Sequential(*stages)
         self.transformer = Transformer(config.encoder_blocks, config.width, config.heads, config.window)
         with torch.device("cpu"):
@@ -331,7 +343,7 @@ class Decoder(nn.Module):
         self.pressure = nn.ConvTranspose3d(config.width, len(schema.pressure), config.patch, stride=config.patch)
         widths = (config.width, *reversed(config.surface_widths))
         stages: list[nn.Module] = []
-        for coarse, fine in zip(widths, widths[1:], strict=False):
+        for coarse, fine in itertools.pairwise(widths):
             stages += [Residual(coarse, coarse, config.codec_norm) for _ in range(2)] + [Up(coarse, fine)]
         self.surface = nn.Sequential(*stages)
         forcings = len(schema.forcing) if config.decoder_forcing else 0
@@ -419,7 +431,15 @@ def _constants(grid: Grid, static: Mapping[str, Tensor]) -> Tensor:
     soil = static.get("slt")
     classes = [zero if soil is None else (soil == kind).double() for kind in range(SOIL_TYPES)]
     highest = elevation.max().clamp(min=1.0)
-    fields = [lat.sin(), lon.sin(), lat.cos(), lon.cos(), static.get("lsm", zero).double(), *classes, elevation / highest]
+    fields = [
+        lat.sin(),
+        lon.sin(),
+        lat.cos(),
+        lon.cos(),
+        static.get("lsm", zero).double(),
+        *classes,
+        elevation / highest,
+    ]
     return torch.stack(fields).float()
 
 
@@ -443,4 +463,5 @@ def initialise(model: WeatherMesh2) -> None:
         for layer in (last.conv2, last.shortcut):
             if isinstance(layer, nn.Conv2d):
                 layer.weight.mul_(0.1)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)

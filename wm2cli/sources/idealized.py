@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,10 +90,18 @@ def upper_air(level_hpa: float, lat: Array, lon: Array) -> dict[str, Array]:
     z_mean = base * GRAVITY / lapse * (1 - eta**exponent)
     if eta < tropopause:
         t_mean += strat * (tropopause - eta) ** 5
-        z_mean -= GAS_CONSTANT * strat * (
-            (np.log(eta / tropopause) + 137 / 60) * tropopause**5 - 5 * tropopause**4 * eta
-            + 5 * tropopause**3 * eta**2 - 10 / 3 * tropopause**2 * eta**3 + 5 / 4 * tropopause * eta**4 - eta**5 / 5
-        )  # fmt: skip
+        z_mean -= (
+            GAS_CONSTANT
+            * strat
+            * (
+                (np.log(eta / tropopause) + 137 / 60) * tropopause**5
+                - 5 * tropopause**4 * eta
+                + 5 * tropopause**3 * eta**2
+                - 10 / 3 * tropopause**2 * eta**3
+                + 5 / 4 * tropopause * eta**4
+                - eta**5 / 5
+            )
+        )
     poleward = -2 * np.sin(phi) ** 6 * (np.cos(phi) ** 2 + 1 / 3) + 10 / 63
     planetary = (8 / 5 * np.cos(phi) ** 3 * (np.sin(phi) ** 2 + 2 / 3) - np.pi / 4) * RADIUS * ROTATION
     z = z_mean + jet * (poleward * jet + planetary)
@@ -105,8 +114,13 @@ def upper_air(level_hpa: float, lat: Array, lon: Array) -> dict[str, Array]:
     u = jet * np.sin(2 * phi) ** 2 + bump
     q = 0.018 * np.exp(-((phi / np.deg2rad(40.0)) ** 4)) * np.exp(-(((eta - 1) * 1e5 / 3.4e4) ** 2))
     shape = (lat.size, lon.size)
-    return {"z": np.broadcast_to(z, shape), "t": np.broadcast_to(t, shape), "u": u, "v": np.zeros(shape),
-            "q": np.broadcast_to(q, shape)}  # fmt: skip
+    return {
+        "z": np.broadcast_to(z, shape),
+        "t": np.broadcast_to(t, shape),
+        "u": u,
+        "v": np.zeros(shape),
+        "q": np.broadcast_to(q, shape),
+    }
 
 
 def near_surface(lat: Array, lon: Array) -> dict[str, Array]:
@@ -140,30 +154,36 @@ def _write(path: Path, time: np.datetime64) -> None:
     lat, lon = np.array(GRID.lat), np.array(GRID.lon)
     seconds = int(time.astype("datetime64[s]").astype(np.int64))
     with netCDF4.Dataset(path, "w") as dataset:
-        dataset.setncatts({"Conventions": "CF-1.11", "title": "Idealised atmosphere of Jablonowski and Williamson (2006)",
-                           "history": f"written by wm2 {wm2cli.__version__}"})  # fmt: skip
-        axes = {"time": ([seconds], {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}),
-                "level": (LEVELS_37, {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}),
-                "latitude": (lat, {"units": "degrees_north"}), "longitude": (lon, {"units": "degrees_east"})}  # fmt: skip
+        dataset.setncatts(
+            {
+                "Conventions": "CF-1.11",
+                "title": "Idealised atmosphere of Jablonowski and Williamson (2006)",
+                "history": f"written by wm2 {wm2cli.__version__}",
+            }
+        )
+        axes: dict[str, tuple[Any, dict[str, str]]] = {
+            "time": ([seconds], {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}),
+            "level": (LEVELS_37, {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}),
+            "latitude": (lat, {"units": "degrees_north"}),
+            "longitude": (lon, {"units": "degrees_east"}),
+        }
         for name, (values, attributes) in axes.items():
             dataset.createDimension(name, len(values))
             axis = dataset.createVariable(name, "i8" if name == "time" else "f8", (name,))
             axis.setncatts({"standard_name": name, **attributes})
             axis[:] = values
 
-        def define(name: str, dims: tuple[str, ...]) -> object:
+        def define(name: str, dims: tuple[str, ...]) -> Any:
             known = VARIABLES[name]
             made = dataset.createVariable(name, "f4", dims)
-            made.setncatts(
-                {"units": known.units, "standard_name": known.standard_name, "long_name": known.long_name}
-            )
+            made.setncatts({"units": known.units, "standard_name": known.standard_name, "long_name": known.long_name})
             return made
 
         upper = {name: define(name, ("time", "level", "latitude", "longitude")) for name in "ztuvq"}
         for index, level in enumerate(LEVELS_37):
             for name, values in upper_air(float(level), lat, lon).items():
-                upper[name][0, index] = values  # type: ignore[index]
+                upper[name][0, index] = values
         for name, values in near_surface(lat, lon).items():
             fixed = name == "orog"
             made = define(name, ("latitude", "longitude") if fixed else ("time", "latitude", "longitude"))
-            made[...] = values if fixed else values[None]  # type: ignore[index]
+            made[...] = values if fixed else values[None]

@@ -1,0 +1,119 @@
+"""What a forecast would read, run and write: `wm2 forecast --plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wm2cli import checkpoint, weights
+from wm2cli.devices import host_memory, measure_rate, resolve_device, resolve_precision
+from wm2cli.errors import ResourceError
+from wm2cli.files import check_space
+from wm2cli.forecast import (
+    FORMAT,
+    Options,
+    encoder_inputs,
+    file_size,
+    lead_times,
+    plain,
+    refuse_existing,
+    refuse_untrained,
+    select,
+)
+from wm2cli.rollout import count_steps, step_plan
+from wm2cli.sources import Request, open_source
+
+BASE_BYTES = 450 * 2**20
+"""Python, torch and the libraries, measured on Linux (benchmarks/memory.py)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a forecast would read, run and write.
+
+    Args:
+        problems: Why it would not fit; empty when it would.
+    """
+
+    reads: tuple[Mapping[str, Any], ...]
+    weights: Mapping[str, Any]
+    runs: Mapping[str, Any]
+    writes: Mapping[str, Any]
+    problems: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """One JSON document."""
+        return {"format": FORMAT, **{name: plain(value) for name, value in vars(self).items()}}
+
+
+def plan(options: Options) -> Plan:
+    """What the forecast would read, run and write; nothing is computed and nothing written.
+
+    Memory is weights, activations and fields by formula; time is the count of operations by the speed of a matrix
+    product measured for a moment on the device. Both are rough.
+
+    Raises:
+        UsageError, CheckpointError, ResourceError: As `forecast`, as far as the question does not need the data.
+    """
+    leads = lead_times(options)
+    refuse_existing(options)
+    device = resolve_device(options.device)
+    precision = resolve_precision(options.precision, device)
+    path = weights.resolve(options.weights)
+    header, model = checkpoint.skeleton(path)
+    refuse_untrained(header.trained, options)
+    tree = step_plan(model.steps, leads)
+    chosen = select(options, model.schema_out, model.grid)
+    groups = encoder_inputs(options, model.inputs)
+    counts = count_steps(tree)
+    operations = model.operations()
+    total = operations["encode"] * len(groups) + operations["decode"] * len(leads)
+    total += sum(number * operations[f"advance {step}"] for step, number in counts.items())
+    rate = measure_rate(device, precision)
+    size = file_size(options, chosen, len(leads))
+    parameters = sum(parameter.numel() for parameter in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+    fields = 4 * len(model.schema_out.channels) * model.grid.shape[0] * model.grid.shape[1]
+    memory = 4 * parameters + model.working_bytes(2 if precision == "bf16" else 4)
+    host = (memory if device.type == "cpu" else 2 * 4 * parameters) + 4 * fields + BASE_BYTES
+    problems = []
+    if host > (have := host_memory()):
+        problems.append(f"needs about {_gib(host)} of memory, {_gib(have)} are there")
+    if device.type == "cuda" and memory > (have := torch.cuda.mem_get_info(device)[0]):
+        problems.append(f"needs about {_gib(memory)} on {device}, {_gib(have)} are free")
+    source = open_source(options.source)
+    reads = []
+    for name, paths in groups.items():
+        for piece in source.plan(Request(options.init, tuple(Path(path).expanduser() for path in paths))):
+            here = Path(piece.request["path"]) if options.source == "file" else None
+            found = here.stat().st_size if here is not None and here.is_file() else None
+            reads.append({"encoder": name, "piece": piece.key, "bytes": found})
+            if here is not None and found is None:
+                problems.append(f"there is no file {here}")
+    try:
+        free = check_space(options.target, size.expected)
+    except ResourceError as error:
+        problems.append(error.message)
+        free = -1
+    return Plan(
+        reads=tuple(reads),
+        weights={"path": str(path), "name": header.name, "bytes": path.stat().st_size, "parameters": parameters,
+                 "trained": header.trained},
+        runs={"device": str(device), "precision": precision, "encodes": len(groups), "decodes": len(leads),
+              "advances": {str(step): number for step, number in sorted(counts.items(), reverse=True)},
+              "operations": total, "operations_per_second": rate, "seconds": total / rate, "host_bytes": host,
+              "device_bytes": memory if device.type == "cuda" else 0},
+        writes={"path": str(options.target), "times": len(leads), "first_lead_hours": leads[0],
+                "last_lead_hours": leads[-1], "variables": [*chosen.pressure, *chosen.surface],
+                "levels_hpa": list(chosen.levels), "rows": chosen.crop.shape[0], "columns": chosen.crop.shape[1],
+                "bytes_uncompressed": size.uncompressed, "bytes_expected": size.expected,
+                "bytes_free": free if free >= 0 else None},
+        problems=tuple(problems),
+    )  # fmt: skip
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
