@@ -198,9 +198,6 @@ def rows(arguments: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, An
             f"{name}, {every} threads",
             write_with_writer(path, grid, states[:1], **options),
         )
-    direct, chunks._hdf5 = chunks._hdf5, lambda: None  # type: ignore[assignment]
-    yield "ForecastWriter", "level 1, without direct chunks", write_with_writer(path, grid, states[:1])
-    chunks._hdf5 = direct
 
 
 def main() -> None:

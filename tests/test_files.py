@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from wm2cli import chunks
-from wm2cli.chunks import DirectFile, LibraryFile, chunk_shape, deflate, round_mantissa
+from wm2cli.chunks import ChunkFile, chunk_shape, deflate, round_mantissa
 from wm2cli.errors import ResourceError, UsageError
 from wm2cli.files import ForecastWriter, check_space, crop, estimate_bytes
 from wm2cli.grid import Grid
@@ -61,14 +61,6 @@ def write(path: Path, leads: tuple[int, ...] = (6, 12), **more: Any) -> Path:
         for lead in leads:
             out.write(lead, *state(seed=lead))
     return path
-
-
-@pytest.fixture(params=["direct", "library"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways into the file."""
-    if request.param == "library":
-        monkeypatch.setattr(chunks, "_hdf5", lambda: None)
-    return str(request.param)
 
 
 # --- bit rounding ---
@@ -131,21 +123,16 @@ def test_chunks_are_never_huge_nor_larger_than_the_variable(levels: int, height:
 
 
 @pytest.mark.parametrize("level", [0, 1, 4])
-def test_both_ways_make_the_same_values(tmp_path: Path, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_at_the_edge_and_filters(tmp_path: Path, level: int) -> None:
     grid = Grid.regular(0.5)  # four chunks to a map, the lower ones cut off by the edge
-    values = state(grid)
-    for name in ("direct", "library"):
-        if name == "library":
-            monkeypatch.setattr(chunks, "_hdf5", lambda: None)
-        with writer(tmp_path / f"{name}.nc", (6,), grid=grid, compression_level=level) as out:
-            assert isinstance(out._chunks, DirectFile if name == "direct" else LibraryFile)
-            out.write(6, *values)
-    with xr.open_dataset(tmp_path / "direct.nc") as one, xr.open_dataset(tmp_path / "library.nc") as other:
-        for name in ("z", "q", "t2m", "tp_6h"):
-            np.testing.assert_array_equal(one[name].values, other[name].values)
-            assert one[name].encoding["zlib"] == other[name].encoding["zlib"] == (level > 0)
-            assert one[name].encoding["chunksizes"] == other[name].encoding["chunksizes"]
-        assert one["z"].encoding["chunksizes"] == (1, 1, 181, 360)
+    pressure, surface = state(grid)
+    with writer(tmp_path / "a.nc", (6,), grid=grid, compression_level=level, lossless=True) as out:
+        out.write(6, pressure, surface)
+    with xr.open_dataset(tmp_path / "a.nc") as made:
+        np.testing.assert_array_equal(made["z"].values[0], pressure[0])
+        np.testing.assert_array_equal(made["t2m"].values[0], surface[0])
+        assert made["z"].encoding["zlib"] == (level > 0)
+        assert made["z"].encoding["chunksizes"] == (1, 1, 181, 360)
 
 
 def test_a_chunk_at_the_edge_is_padded_with_zeros() -> None:
@@ -239,7 +226,7 @@ def test_impossible_regions(region: Any, message: str, tmp_path: Path) -> None:
         writer(tmp_path / "a.nc", region=region)
 
 
-def test_a_region_is_written_as_cut_before_or_by_the_writer(tmp_path: Path, engine: str) -> None:
+def test_a_region_is_written_as_cut_before_or_by_the_writer(tmp_path: Path) -> None:
     region = (60.0, -20.0, 30.0, 30.0)
     pressure, surface = state()
     with writer(tmp_path / "a.nc", (6,), region=region) as out:
@@ -443,7 +430,7 @@ def test_the_netcdf_tools_read_every_value(written: Path) -> None:
 # --- values ---
 
 
-def test_values_are_rounded_as_stated(tmp_path: Path, engine: str) -> None:
+def test_values_are_rounded_as_stated(tmp_path: Path) -> None:
     path = write(tmp_path / "a.nc")
     with xr.open_dataset(path) as dataset:
         for index, lead in enumerate((6, 12)):
@@ -458,7 +445,7 @@ def test_values_are_rounded_as_stated(tmp_path: Path, engine: str) -> None:
                 np.testing.assert_array_equal(dataset[name].values[index], expected)
 
 
-def test_lossless_keeps_every_bit(tmp_path: Path, engine: str) -> None:
+def test_lossless_keeps_every_bit(tmp_path: Path) -> None:
     path = tmp_path / "a.nc"
     pressure, surface = state()
     pressure[0, 0, 0, :4] = [np.nan, np.inf, -0.0, 1e-42]
@@ -470,7 +457,7 @@ def test_lossless_keeps_every_bit(tmp_path: Path, engine: str) -> None:
         assert "quantization" not in dataset.z.attrs
 
 
-def test_times_may_come_in_any_order_and_arrays_may_be_views(tmp_path: Path, engine: str) -> None:
+def test_times_may_come_in_any_order_and_arrays_may_be_views(tmp_path: Path) -> None:
     path = tmp_path / "a.nc"
     with writer(path, (6, 12, 18)) as out:
         for lead in (18, 6, 12):
@@ -502,7 +489,7 @@ def test_a_relative_name_is_where_it_was_meant(tmp_path: Path, monkeypatch: pyte
 # --- what the caller promises ---
 
 
-def test_a_missing_time_leaves_no_file(tmp_path: Path, engine: str) -> None:
+def test_a_missing_time_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"without the lead times \[12\]"), writer(tmp_path / "a.nc") as out:
         out.write(6, *state())
     assert os.listdir(tmp_path) == []
@@ -562,7 +549,7 @@ def test_an_unknown_variable_is_the_users_problem(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
 @pytest.mark.parametrize("times", [0, 1, 2])
-def test_an_exception_leaves_nothing(problem: type[BaseException], times: int, tmp_path: Path, engine: str) -> None:
+def test_an_exception_leaves_nothing(problem: type[BaseException], times: int, tmp_path: Path) -> None:
     with pytest.raises(problem), writer(tmp_path / "a.nc") as out:
         for lead in (6, 12)[:times]:
             out.write(lead, *state())
@@ -573,15 +560,15 @@ def test_an_exception_leaves_nothing(problem: type[BaseException], times: int, t
 
 
 def test_an_exception_stops_promptly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, count = DirectFile.write, 0
+    original, count = ChunkFile.write, 0
 
-    def slow(self: DirectFile, *arguments: Any) -> None:
+    def slow(self: ChunkFile, *arguments: Any) -> None:
         nonlocal count
         count += 1
         time.sleep(0.05)
         original(self, *arguments)
 
-    monkeypatch.setattr(DirectFile, "write", slow)
+    monkeypatch.setattr(ChunkFile, "write", slow)
     started = time.monotonic()
     surface = ("t2m", "d2m", "u10", "v10", "u100", "v100", "msl", "tcc", "sp", "r2m", "q2m", "ssr")
     with (
@@ -601,7 +588,7 @@ def test_an_exception_stops_promptly(tmp_path: Path, monkeypatch: pytest.MonkeyP
     "problem", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("NetCDF: HDF error")]
 )
 def test_a_failed_write_surfaces_at_the_next_call(
-    problem: Exception, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     if isinstance(problem, RuntimeError):
@@ -610,7 +597,7 @@ def test_a_failed_write_surfaces_at_the_next_call(
     def fail(*_: Any) -> None:
         raise problem
 
-    monkeypatch.setattr(DirectFile if engine == "direct" else LibraryFile, "write", fail)
+    monkeypatch.setattr(ChunkFile, "write", fail)
     leads = tuple(range(1, 50))
     calls = 0
     with (
@@ -632,7 +619,7 @@ def test_other_write_errors_are_not_called_a_full_disk(tmp_path: Path, monkeypat
     def fail(*_: Any) -> None:
         raise RuntimeError("NetCDF: HDF error")
 
-    monkeypatch.setattr(DirectFile, "write", fail)
+    monkeypatch.setattr(ChunkFile, "write", fail)
     with pytest.raises(ResourceError, match="HDF error"):
         write(tmp_path / "a.nc")
     assert os.listdir(tmp_path) == []
@@ -648,8 +635,8 @@ def test_a_bug_in_the_thread_stays_a_bug(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.listdir(tmp_path) == []
 
 
-def test_a_failed_close_leaves_nothing(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind: Any = DirectFile if engine == "direct" else LibraryFile
+def test_a_failed_close_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind: Any = ChunkFile
     original, failures = kind.close, [RuntimeError("NetCDF: HDF error")]
 
     def fail_once(self: Any) -> None:
@@ -763,12 +750,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("when", ["define", "write", "close"])
-@pytest.mark.parametrize("way", ["direct", "library"])
-def test_a_full_disk(when: str, way: str, small_disk: Path) -> None:
+def test_a_full_disk(when: str, small_disk: Path) -> None:
     # In a process of its own, to see that it ends as it should: HDF5 tries to write again on the way out.
     run = start(
         """
-        path, when, way = sys.argv[1:]
+        path, when = sys.argv[1:]
         folder = os.path.dirname(path)
         filler = os.path.join(folder, "filler")
         def fill():
@@ -778,9 +764,7 @@ def test_a_full_disk(when: str, way: str, small_disk: Path) -> None:
                         pass
                 except OSError:
                     pass
-        if way == "library":
-            chunks._hdf5 = lambda: None
-        kind = chunks.DirectFile if way == "direct" else chunks.LibraryFile
+        kind = chunks.ChunkFile
         close = kind.close
         def fill_and_close(self):
             if when == "close" and not os.path.exists(filler):
@@ -810,7 +794,7 @@ def test_a_full_disk(when: str, way: str, small_disk: Path) -> None:
             out.write(6, pressure, surface)
         print(os.listdir(folder))
         """,
-        str(small_disk / "a.nc"), when, way,
+        str(small_disk / "a.nc"), when,
     )  # fmt: skip
     output, messages = run.communicate(timeout=30)
     assert run.returncode == 0, messages
@@ -1001,13 +985,13 @@ def test_memory_does_not_grow_with_the_number_of_times(tmp_path: Path) -> None:
 
 
 def test_the_caller_waits_when_two_times_are_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, original = threading.Event(), DirectFile.write
+    gate, original = threading.Event(), ChunkFile.write
 
-    def wait(self: DirectFile, *arguments: Any) -> None:
+    def wait(self: ChunkFile, *arguments: Any) -> None:
         gate.wait(10)
         original(self, *arguments)
 
-    monkeypatch.setattr(DirectFile, "write", wait)
+    monkeypatch.setattr(ChunkFile, "write", wait)
     with writer(tmp_path / "a.nc", (1, 2, 3, 4, 5)) as out:
         written: list[int] = []
 

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,10 +198,9 @@ class Field:
         """
         self.file.check_unchanged()
         values = self.load()
-        if not allow_missing:
+        if not allow_missing and np.isnan(values.min()):  # the minimum of any NaN is NaN
             missing = int(np.count_nonzero(np.isnan(values)))
-            if missing:
-                raise DataError(f"{self.label} has {missing} missing values of {values.size} ({self.origin})")
+            raise DataError(f"{self.label} has {missing} missing values of {values.size} ({self.origin})")
         return values
 
 
@@ -395,3 +395,23 @@ def canonical_axes(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> tuple[
     if not (np.diff(ordered) > 0).all():
         raise DataError("longitudes are not in order from west to east")
     return Axes(lat[::-1].copy() if flip else lat.copy(), ordered), flip, -first
+
+
+def canonical_order(table: NDArray[Any], flip: bool, roll: int, reverse: bool = False) -> Values:
+    """Values in canonical order, as `canonical_axes` says.
+
+    Args:
+        table: (H, W) of any type of number.
+        flip: Rows run from south to north.
+        roll: By how many columns to roll, from west to east, at most 0.
+        reverse: Columns run from east to west.
+
+    Returns:
+        (H, W) float32, a copy: made in one pass, because a field of a million points is slow to allocate.
+    """
+    table = table[:: -1 if flip else 1, :: -1 if reverse else 1]
+    made = np.empty(table.shape, np.float32)
+    kept = table.shape[1] + roll
+    made[:, :kept] = table[:, -roll:] if roll else table
+    made[:, kept:] = table[:, :-roll] if roll else table[:, kept:]
+    return made

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from wm2cli.chunks import MANTISSA_BITS, ChunkFile, Field, library_lock, open_chunks, round_mantissa
+from wm2cli.chunks import MANTISSA_BITS, ChunkFile, Field, round_mantissa
 from wm2cli.errors import ResourceError, UsageError
 from wm2cli.grid import Grid
 from wm2cli.layout import Block, Layout
@@ -177,10 +177,6 @@ class ForecastWriter:
     When the block ends well, the file is complete, on disk, and has its name. When it ends with an exception,
     the interrupts included, nothing is left. At most three times are held in memory.
 
-    While the block runs, no other thread may open or close NetCDF and HDF5 files: neither library is safe to
-    call from two threads at once. Reading values through xarray from data opened before is safe, for it takes
-    the same lock (`wm2cli.chunks.library_lock`).
-
     Args:
         path: The file. A symbolic link is followed.
         pressure: V variables on pressure levels.
@@ -255,7 +251,7 @@ class ForecastWriter:
                 self._target.clear()
                 names = [known.name for known in self._layout.variables]
                 self._define()
-                self._chunks = open_chunks(self._target.partial, names, self._layout.compression_level)
+                self._chunks = ChunkFile(self._target.partial, names, self._layout.compression_level)
             self._thread = threading.Thread(
                 target=self._work, args=(self._chunks,), name="forecast writer", daemon=True
             )
@@ -306,17 +302,16 @@ class ForecastWriter:
     def _define(self) -> None:
         import netCDF4
 
-        with library_lock():
-            dataset = netCDF4.Dataset(self._target.partial, "w", format="NETCDF4")
-            try:
-                self._layout.define(dataset)
-                dataset.sync()
-            except BaseException:
-                self._target.empty()  # as in `_discard`
-                with contextlib.suppress(OSError, RuntimeError):
-                    dataset.close()
-                raise
-            dataset.close()
+        dataset = netCDF4.Dataset(self._target.partial, "w", format="NETCDF4")
+        try:
+            self._layout.define(dataset)
+            dataset.sync()
+        except BaseException:
+            self._target.empty()  # as in `_discard`
+            with contextlib.suppress(OSError, RuntimeError):
+                dataset.close()
+            raise
+        dataset.close()
 
     def _finish(self) -> None:
         """Wait for the thread, close, and give the file its name."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm2cli.errors import DataError
-from wm2cli.fields import Axes, Field, Inventory, SourceFile, Time, Values, canonical_axes, plain_name
+from wm2cli.fields import Axes, Field, Inventory, SourceFile, Time, Values, canonical_axes, canonical_order, plain_name
 from wm2cli.messages import Message, field_bytes, header_bytes, split
 from wm2cli.schema import VARIABLES, GribKey, Statistic, Variable
 
@@ -227,16 +227,14 @@ class _Layout:
         """Number of points."""
         return self.axes.lat.size * self.axes.lon.size
 
-    def arrange(self, values: NDArray[Any]) -> NDArray[Any]:
-        """(H * W,) as packed -> (H, W) in canonical order."""
+    def arrange(self, values: NDArray[np.float64]) -> Values:
+        """(H * W,) as packed -> (H, W) float32 in canonical order."""
         height, width = self.axes.shape
         table = values.reshape((width, height) if self.by_column else (height, width))
         if self.alternating:
-            table = table.copy()
-            table[1::2] = table[1::2, ::-1]
+            table[1::2] = table[1::2, ::-1].copy()
         table = table.T if self.by_column else table
-        table = table[:: -1 if self.flip else 1, :: -1 if self.reverse else 1]
-        return np.roll(table, self.roll, axis=1) if self.roll else table
+        return canonical_order(table, self.flip, self.roll, reverse=self.reverse)
 
 
 def _layout(handle: int) -> _Layout | str:
@@ -299,17 +297,17 @@ def _decode(file: SourceFile, message: Message, layout: _Layout, scale: float, o
             _check_packing(handle, origin)
             # In float64: of some packings eccodes computes float32 values in float32, which is one bit off.
             values = eccodes.codes_get_double_array(handle, "values")
+            missing = values == _MISSING if values.max() == _MISSING else None
+            if scale != 1.0:
+                values *= scale
+            if missing is not None:
+                values[missing] = np.nan
+            # Before the message is let go: memory freed on the way goes back to the system and is cleared again.
+            return layout.arrange(values)
         finally:
             eccodes.codes_release(handle)
     except eccodes.CodesInternalError as error:
         raise DataError(f"{origin} cannot be decoded: {error}", hint=_DAMAGED) from error
-    missing = values == _MISSING
-    if scale != 1.0:
-        values *= scale
-    narrow = values.astype(np.float32)
-    if missing.any():
-        narrow[missing] = np.nan
-    return np.ascontiguousarray(layout.arrange(narrow))
 
 
 def _check_packing(handle: int, origin: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,9 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wm2cli.chunks import library_lock
 from wm2cli.errors import DataError
-from wm2cli.fields import Axes, Field, Inventory, SourceFile, Values, canonical_axes, plain_name
+from wm2cli.fields import Axes, Field, Inventory, SourceFile, Values, canonical_axes, canonical_order, plain_name
 from wm2cli.grib import name_of
 from wm2cli.netcdf_axes import (
     AxisError,
@@ -48,6 +48,9 @@ _MOST_CACHE = 512 * 2**20  # bytes of decompressed chunks kept, so that levels i
 _ALONG = ("time", "reference", "step", "member", "version", "level")
 """Roles of the dimensions that a field is one place along."""
 
+_LOCK = threading.RLock()
+"""netCDF-C and its HDF5 are not safe to call from two threads; fields are read in several."""
+
 
 def _names() -> dict[str, str]:
     found: dict[str, str] = {}
@@ -67,7 +70,7 @@ def open_netcdf(file: SourceFile) -> Inventory:
         DataError: The file is not NetCDF, or damaged.
     """
     _check_size(file)
-    with _Handle(file) as handle, library_lock():
+    with _Handle(file) as handle, _LOCK:
         return _Reader(handle).inventory()
 
 
@@ -90,18 +93,18 @@ class _Handle:
 
     def __enter__(self) -> _Handle:
         """Opens the file, or keeps it open for one more."""
-        with library_lock():
+        with _LOCK:
             self._open()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Closes the file when nobody else needs it open."""
-        with library_lock():
+        with _LOCK:
             self._close()
 
     def read(self, name: str, index: tuple[int | slice, ...]) -> NDArray[Any]:
         """A part of a variable, unpacked, NaN where missing."""
-        with library_lock():
+        with _LOCK:
             self._open()
             try:
                 self._tune(name)
@@ -171,11 +174,9 @@ class _Layout:
     flip: bool
     roll: int
 
-    def arrange(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Two-dimensional values as stored -> (H, W) in canonical order."""
-        table = values.T if self.lon_first else values
-        table = table[::-1] if self.flip else table
-        return np.roll(table, self.roll, axis=1) if self.roll else table
+    def arrange(self, values: NDArray[Any]) -> Values:
+        """Two-dimensional values as stored -> (H, W) float32 in canonical order."""
+        return canonical_order(values.T if self.lon_first else values, self.flip, self.roll)
 
 
 class _Reader:
@@ -463,7 +464,7 @@ def _load(
     values = handle.read(name, position)
     if (scale, offset) != (1.0, 0.0):
         values = values.astype(np.float64) * scale + offset
-    return np.ascontiguousarray(layout.arrange(values), np.float32)
+    return layout.arrange(values)
 
 
 def _attributes(variable: Any) -> dict[str, Any]:
