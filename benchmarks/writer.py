@@ -26,11 +26,11 @@ from typing import Any
 import netCDF4
 import numpy as np
 
-from wm2cli import chunks
-from wm2cli.chunks import Field, round_mantissa
-from wm2cli.files import ForecastWriter
 from wm2cli.grid import Grid
 from wm2cli.schema import GRAVITY, LEVELS_25, VARIABLES, standard_height, standard_temperature
+from wm2cli.writing import chunks
+from wm2cli.writing.chunks import Field, round_mantissa
+from wm2cli.writing.forecast_file import ForecastWriter
 
 PRESSURE = ("z", "t", "u", "v", "q")
 SURFACE = ("t2m", "d2m", "u10", "v10", "u100", "v100", "msl", "tcc",

@@ -28,13 +28,19 @@ from weather import (
     write_grib,
 )
 
-from wm2cli.analysis import Analysis, prepare, read_static
+from wm2cli.analysis.preparation import Analysis, prepare, read_static
+from wm2cli.analysis.thermodynamics import (
+    dewpoint,
+    pressure_below,
+    saturation_over_water,
+    specific_humidity,
+    vapour_pressure,
+)
 from wm2cli.errors import DataError
 from wm2cli.grid import Grid
-from wm2cli.inputs import open_files
-from wm2cli.messages import Memory, split
+from wm2cli.reading.inputs import open_files
+from wm2cli.reading.messages import Memory, split
 from wm2cli.schema import GRAVITY, Schema
-from wm2cli.thermodynamics import dewpoint, pressure_below, saturation_over_water, specific_humidity, vapour_pressure
 
 GRID = Grid(LAT, LON)
 HOUR = np.timedelta64(1, "h")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weather import GROUND, LAT, LEVELS, LON, SCHEMA, TIME, encode, weather, write_grib
 
 from wm2cli.errors import DataError
-from wm2cli.fields import (
+from wm2cli.reading.fields import (
     Axes,
     Inventory,
     SourceFile,
@@ -22,7 +22,7 @@ from wm2cli.fields import (
     time_text,
     times_text,
 )
-from wm2cli.grib import open_grib
+from wm2cli.reading.grib import open_grib
 
 HOUR = np.timedelta64(1, "h")
 

@@ -31,12 +31,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from wm2cli import chunks
-from wm2cli.chunks import ChunkFile, chunk_shape, deflate, round_mantissa
 from wm2cli.errors import ResourceError, UsageError
-from wm2cli.files import ForecastWriter, check_space, crop, estimate_bytes
 from wm2cli.grid import Grid
 from wm2cli.schema import VARIABLES
+from wm2cli.writing import chunks
+from wm2cli.writing.chunks import ChunkFile, chunk_shape, deflate, round_mantissa
+from wm2cli.writing.forecast_file import ForecastWriter, check_space, crop, estimate_bytes
 
 ROOT = Path(__file__).parent.parent
 INIT = np.datetime64("2024-02-28T18", "s")
@@ -683,9 +683,9 @@ def test_the_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
 SCRIPT = f"""
     import os, sys, shutil, time
     import numpy as np
-    from wm2cli import chunks
+    from wm2cli.writing import chunks
     from wm2cli.errors import Wm2Error
-    from wm2cli.files import ForecastWriter
+    from wm2cli.writing.forecast_file import ForecastWriter
     from wm2cli.grid import Grid
     grid = Grid.regular(5.0)
     random = np.random.default_rng(0)
@@ -1043,7 +1043,7 @@ def test_space_is_checked_where_the_file_will_be(tmp_path: Path) -> None:
 
 
 def test_importing_is_cheap() -> None:
-    code = "import sys, wm2cli.files; print({'torch', 'netCDF4', 'xarray'} & set(sys.modules))"
+    code = "import sys, wm2cli.writing.forecast_file; print({'torch', 'netCDF4', 'xarray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)  # fmt: skip
     assert done.stdout.strip() == "set()"

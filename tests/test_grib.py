@@ -14,9 +14,9 @@ import pytest
 from weather import LAT, LEVELS, LON, TIME, channels, encode, encode_multi, weather, write_grib
 
 from wm2cli.errors import DataError
-from wm2cli.fields import Inventory, SourceFile
-from wm2cli.grib import name_of, open_grib
-from wm2cli.messages import Memory, split
+from wm2cli.reading.fields import Inventory, SourceFile
+from wm2cli.reading.grib import name_of, open_grib
+from wm2cli.reading.messages import Memory, split
 
 SIX_HOURS = np.timedelta64(6, "h")
 

@@ -16,13 +16,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"schema", "grid", "config"},
-    {"forcings", "fields", "layout", "chunks", "files", "units", "messages", "grib", "netcdf_axes", "netcdf", "inputs"},
+    {"forcings", "reading", "writing"},
     {"sources"},
     {"analysis"},
     {"state"},
     {"models"},
-    {"checkpoint"},
-    {"weights", "forecast", "doctor"},
+    {"checkpoint", "devices"},
+    {"rollout", "weights"},
+    {"forecast", "doctor"},
+    {"planning"},
     {"cli"},
     {"__main__"},
 ]

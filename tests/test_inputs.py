@@ -14,8 +14,8 @@ import pytest
 from weather import GROUND, LEVELS, UPPER, encode, weather, write_cds_new, write_cds_old, write_grib
 
 from wm2cli.errors import DataError, ResourceError, UsageError
-from wm2cli.fields import Inventory
-from wm2cli.inputs import open_files
+from wm2cli.reading.fields import Inventory
+from wm2cli.reading.inputs import open_files
 from wm2cli.sources import SOURCES, Request, open_source
 
 TEXT = {

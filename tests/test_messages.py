@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weather import LAT, LON, encode, encode_multi, weather
 
 from wm2cli.errors import DataError
-from wm2cli.messages import Memory, field_bytes, header_bytes, split
+from wm2cli.reading.messages import Memory, field_bytes, header_bytes, split
 
 ONE = encode("t", 500, style="era5")
 TWO = encode("t", 500, style="gfs")

@@ -13,11 +13,11 @@ import xarray as xr
 from weather import GROUND, LAT, LEVELS, LON, TIME, UPPER, weather, write_cds_new, write_cds_old
 
 from wm2cli.errors import DataError
-from wm2cli.fields import Field, Inventory, SourceFile
-from wm2cli.netcdf import open_netcdf
-from wm2cli.netcdf_classic import classic_size
+from wm2cli.reading.fields import Field, Inventory, SourceFile
+from wm2cli.reading.netcdf import open_netcdf
+from wm2cli.reading.netcdf_classic import classic_size
+from wm2cli.reading.units import conversion, rate_factor, spelled, to_hpa
 from wm2cli.schema import VARIABLES
-from wm2cli.units import conversion, rate_factor, spelled, to_hpa
 
 HOUR = np.timedelta64(1, "h")
 

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from wm2cli.analysis import prepare, read_static
+from wm2cli.analysis.preparation import prepare, read_static
 from wm2cli.errors import DataError
-from wm2cli.fields import Inventory, SourceFile
-from wm2cli.grib import _decode, _layout
 from wm2cli.grid import Grid
-from wm2cli.inputs import open_files
-from wm2cli.messages import field_bytes, split
+from wm2cli.reading.fields import Inventory, SourceFile
+from wm2cli.reading.grib import _decode, _layout
+from wm2cli.reading.inputs import open_files
+from wm2cli.reading.messages import field_bytes, split
 from wm2cli.schema import GRAVITY, LEVELS_13, LEVELS_25, LEVELS_37, Schema
 
 FOLDER = Path(os.environ.get("WM2_REAL_DATA") or "/nonexistent")

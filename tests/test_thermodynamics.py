@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wm2cli.levels import between, beyond, plan_levels
-from wm2cli.schema import GRAVITY, standard_height, standard_temperature
-from wm2cli.thermodynamics import (
+from wm2cli.analysis.levels import between, beyond, plan_levels
+from wm2cli.analysis.thermodynamics import (
     DRY_AIR,
     RATIO,
     dewpoint,
@@ -22,6 +21,7 @@ from wm2cli.thermodynamics import (
     specific_humidity,
     vapour_pressure,
 )  # fmt: skip
+from wm2cli.schema import GRAVITY, standard_height, standard_temperature
 
 
 def array(*values: float) -> np.ndarray:

@@ -24,12 +24,12 @@ from wm2cli.analysis import Analysis, prepare
 from wm2cli.checkpoint import Checkpoint
 from wm2cli.devices import Precision, autocast, describe, resolve_device, resolve_precision
 from wm2cli.errors import CheckpointError, ResourceError, UsageError, ValuesError
-from wm2cli.files import Crop, FileSize, ForecastWriter, check_space, crop, estimate_bytes
 from wm2cli.grid import Grid
 from wm2cli.rollout import rollout, step_plan
 from wm2cli.schema import VARIABLES, Schema, level_text, variable
 from wm2cli.sources import Request, cache_folder, open_source
 from wm2cli.state import State
+from wm2cli.writing import Crop, FileSize, ForecastWriter, check_space, crop, estimate_bytes
 
 FORMAT = 1
 """Format number of the JSON documents of this command."""

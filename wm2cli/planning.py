@@ -12,7 +12,6 @@ import torch
 from wm2cli import checkpoint, weights
 from wm2cli.devices import host_memory, measure_rate, resolve_device, resolve_precision
 from wm2cli.errors import ResourceError
-from wm2cli.files import check_space
 from wm2cli.forecast import (
     FORMAT,
     Options,
@@ -26,6 +25,7 @@ from wm2cli.forecast import (
 )
 from wm2cli.rollout import count_steps, step_plan
 from wm2cli.sources import Request, open_source
+from wm2cli.writing import check_space
 
 BASE_BYTES = 450 * 2**20
 """Python, torch and the libraries, measured on Linux (benchmarks/memory.py)."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from wm2cli.errors import UsageError
-from wm2cli.fields import Inventory
+from wm2cli.reading.fields import Inventory
 from wm2cli.schema import Schema
 
 

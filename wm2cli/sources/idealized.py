@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 import wm2cli
 from wm2cli.errors import ResourceError
-from wm2cli.fields import Inventory
 from wm2cli.grid import Grid
-from wm2cli.inputs import open_files
+from wm2cli.reading.fields import Inventory
+from wm2cli.reading.inputs import open_files
 from wm2cli.schema import GRAVITY, LEVELS_37, VARIABLES
 from wm2cli.sources import Piece, Request
 
@@ -66,7 +66,7 @@ class Idealized:
         return target
 
     def open(self, paths: Sequence[Path]) -> Inventory:
-        """See `wm2cli.inputs.open_files`."""
+        """See `wm2cli.reading.inputs.open_files`."""
         return open_files(paths)
 
 

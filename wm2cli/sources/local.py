@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wm2cli.errors import UsageError
-from wm2cli.fields import Inventory
-from wm2cli.inputs import open_files
+from wm2cli.reading.fields import Inventory
+from wm2cli.reading.inputs import open_files
 from wm2cli.sources import Piece, Request
 
 
@@ -32,5 +32,5 @@ class LocalFiles:
         return Path(piece.request["path"])
 
     def open(self, paths: Sequence[Path]) -> Inventory:
-        """See `wm2cli.inputs.open_files`."""
+        """See `wm2cli.reading.inputs.open_files`."""
         return open_files(paths)

@@ -19,8 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm2cli.errors import DataError
-from wm2cli.fields import Axes, Field, Inventory, SourceFile, Time, Values, canonical_axes, canonical_order, plain_name
-from wm2cli.messages import Message, field_bytes, header_bytes, split
+from wm2cli.reading.fields import (
+    Axes,
+    Field,
+    Inventory,
+    SourceFile,
+    Time,
+    Values,
+    canonical_axes,
+    canonical_order,
+    plain_name,
+)
+from wm2cli.reading.messages import Message, field_bytes, header_bytes, split
 from wm2cli.schema import VARIABLES, GribKey, Statistic, Variable
 
 _MISSING = 3.0e38  # no field of ours reaches it

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wm2cli.fields import Field, Values
+from wm2cli.analysis.snapshot import Snapshot
+from wm2cli.analysis.thermodynamics import dewpoint, pressure_below, saturation_over_water, vapour_pressure
 from wm2cli.grid import Grid
+from wm2cli.reading.fields import Field, Values
 from wm2cli.schema import GRAVITY
-from wm2cli.snapshot import Snapshot
-from wm2cli.thermodynamics import dewpoint, pressure_below, saturation_over_water, vapour_pressure
 
 _LEAST_HUMIDITY = 1e-3
 """Relative humidity of 0.1 %: with none at all there is no dewpoint."""

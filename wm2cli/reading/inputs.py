@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from wm2cli.errors import DataError, ResourceError
-from wm2cli.fields import Inventory, SourceFile
+from wm2cli.reading.fields import Inventory, SourceFile
 
 Kind = Literal["grib", "netcdf", "zip"]
 
@@ -124,10 +124,10 @@ def _open_one(file: SourceFile) -> Inventory:
         raise DataError(f"{file.label} is a ZIP inside a ZIP", hint="unpack it first")
     # The readers bring libraries that take a while to load; only what is needed is imported.
     if kind == "grib":
-        from wm2cli.grib import open_grib
+        from wm2cli.reading.grib import open_grib
 
         return open_grib(file)
-    from wm2cli.netcdf import open_netcdf
+    from wm2cli.reading.netcdf import open_netcdf
 
     return open_netcdf(file)
 

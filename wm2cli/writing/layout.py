@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm2cli import __version__
-from wm2cli.chunks import MANTISSA_BITS, chunk_shape
 from wm2cli.schema import Variable
+from wm2cli.writing.chunks import MANTISSA_BITS, chunk_shape
 
 EARTH_RADIUS = 6371229.0
 """Metres. The sphere that IFS and GFS name in their headers (WMO GRIB2 code table 3.2, entry 6)."""

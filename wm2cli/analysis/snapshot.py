@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 
 from wm2cli.errors import DataError
-from wm2cli.fields import Field, Inventory, SourceFile, Time, Values, plain_name, time_text
 from wm2cli.grid import Grid
+from wm2cli.reading.fields import Field, Inventory, SourceFile, Time, Values, plain_name, time_text
 from wm2cli.schema import VARIABLES, Statistic, level_text, value_issues
 
 

@@ -1,7 +1,7 @@
 """What a set of input files holds, before any of it is decoded.
 
 A `Field` is one two-dimensional field in a file: what it is, when it is valid, on which grid, and how to read
-it. An `Inventory` is all of them. Readers (`wm2cli.grib`, `wm2cli.netcdf`) only look at headers to make one,
+it. An `Inventory` is all of them. Readers (`grib`, `netcdf`) only look at headers to make one,
 so that a file with hundreds of fields opens at once and only the fields a forecast needs are ever decoded.
 """
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wm2cli.fields import Time
-from wm2cli.units import spelled, to_hpa
+from wm2cli.reading.fields import Time
+from wm2cli.reading.units import spelled, to_hpa
 
 Role = Literal[
     "lat", "lon", "level", "model_level", "height", "time", "reference", "step", "member", "version", "other"

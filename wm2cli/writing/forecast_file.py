@@ -1,7 +1,7 @@
 """Forecast files: written beside the computation, and complete if they carry their name.
 
 `ForecastWriter` compresses and writes one time after the other in the background, into a hidden file in the
-target's folder, and renames that at the end. What stands in the file is said by `wm2cli.layout`.
+target's folder, and renames that at the end. What stands in the file is said by `wm2cli.writing.layout`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from wm2cli.chunks import MANTISSA_BITS, ChunkFile, Field, round_mantissa
 from wm2cli.errors import ResourceError, UsageError
 from wm2cli.grid import Grid
-from wm2cli.layout import Block, Layout
 from wm2cli.schema import variable
+from wm2cli.writing.chunks import MANTISSA_BITS, ChunkFile, Field, round_mantissa
+from wm2cli.writing.layout import Block, Layout
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from functools import partial
 import numpy as np
 import xarray as xr
 
-from wm2cli.derivations import Derivation, derivations_of
+from wm2cli.analysis.derivations import Derivation, derivations_of
+from wm2cli.analysis.levels import LevelPlan, between, beyond, levels_text, plan_levels
+from wm2cli.analysis.snapshot import Snapshot, names_text
+from wm2cli.analysis.statics import read_static
+from wm2cli.analysis.thermodynamics import specific_humidity
 from wm2cli.errors import DataError
-from wm2cli.fields import Axes, Field, Inventory, Time, Values, plain_name, time_text, times_text
 from wm2cli.grid import Grid
-from wm2cli.levels import LevelPlan, between, beyond, levels_text, plan_levels
+from wm2cli.reading.fields import Axes, Field, Inventory, Time, Values, plain_name, time_text, times_text
 from wm2cli.schema import VARIABLES, Schema, level_text, value_issues
-from wm2cli.snapshot import Snapshot, names_text
-from wm2cli.statics import read_static
-from wm2cli.thermodynamics import specific_humidity
 
 __all__ = ["Analysis", "prepare", "read_static"]
 
@@ -66,9 +66,9 @@ def prepare(
         schema: Variables and levels wanted.
         time: Valid time wanted.
         grid: Target grid.
-        derive: Also make fields that others only approximate (`wm2cli.derivations`), and fill a hole in one
+        derive: Also make fields that others only approximate (`wm2cli.analysis.derivations`), and fill a hole in one
             variable's levels where other variables have that level.
-        extrapolate: Also make levels beyond those of the source (`wm2cli.levels.beyond`).
+        extrapolate: Also make levels beyond those of the source (`wm2cli.analysis.levels.beyond`).
         static: Fields constant in time for derivations and for `schema.static`, dims (latitude, longitude).
 
     Raises:

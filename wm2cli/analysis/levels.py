@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from wm2cli.fields import Values
+from wm2cli.analysis.thermodynamics import DRY_AIR, LAPSE
+from wm2cli.reading.fields import Values
 from wm2cli.schema import GRAVITY, level_text
-from wm2cli.thermodynamics import DRY_AIR, LAPSE
 
 
 @dataclass(frozen=True)

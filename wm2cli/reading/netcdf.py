@@ -21,9 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm2cli.errors import DataError
-from wm2cli.fields import Axes, Field, Inventory, SourceFile, Values, canonical_axes, canonical_order, plain_name
-from wm2cli.grib import name_of
-from wm2cli.netcdf_axes import (
+from wm2cli.reading.fields import (
+    Axes,
+    Field,
+    Inventory,
+    SourceFile,
+    Values,
+    canonical_axes,
+    canonical_order,
+    plain_name,
+)
+from wm2cli.reading.grib import name_of
+from wm2cli.reading.netcdf_axes import (
     AxisError,
     Coordinate,
     Role,
@@ -33,9 +42,9 @@ from wm2cli.netcdf_axes import (
     steps,
     times,
 )  # fmt: skip
-from wm2cli.netcdf_classic import HEADER, classic_size
+from wm2cli.reading.netcdf_classic import HEADER, classic_size
+from wm2cli.reading.units import conversion, rate_factor
 from wm2cli.schema import VARIABLES, Statistic, Variable
-from wm2cli.units import conversion, rate_factor
 
 _STEP_TYPES: Mapping[str, Statistic] = {
     "instant": "point", "accum": "sum", "avg": "mean", "max": "maximum", "min": "minimum",

@@ -6,11 +6,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from wm2cli.analysis.snapshot import Snapshot
 from wm2cli.errors import DataError
-from wm2cli.fields import Field, Inventory, Values
 from wm2cli.grid import Grid
+from wm2cli.reading.fields import Field, Inventory, Values
 from wm2cli.schema import VARIABLES, value_issues
-from wm2cli.snapshot import Snapshot
 
 NAMES = tuple(name for name, known in VARIABLES.items() if known.kind == "static")
 
