@@ -85,18 +85,24 @@ WRONG: dict[str, tuple[Callable[[Fields], bytes], list[str]]] = {
     "no end marker": (lambda fields: whole(fields)[:-4] + b"\0\0\0\0", ["analysis.grib", "7777"]),
     "junk between": (lambda fields: fields["t", 500] + b"junk" + fields["t", 300], ["analysis.grib"]),
     "a level missing": (lambda fields: whole(fields, t1000=b""), ["t: 1000 hPa missing", "--extrapolate"]),
-    "a variable missing": (lambda fields: whole(fields, msl=b""), ["msl (Mean sea level pressure) is missing", "--derive"]),
+    "a variable missing": (
+        lambda fields: whole(fields, msl=b""),
+        ["msl (Mean sea level pressure) is missing", "--derive"],
+    ),
     "wrong units": (
         lambda fields: whole(fields, t500=encode("t", 500, weather("t", 500) - 273.15)),
         ["t500 spans", "wrong unit or corrupt", "analysis.grib message"],
     ),
-    "NaN": (lambda fields: whole(fields, t500=holed()), ["t500 has 1 missing or infinite values", "analysis.grib message"]),
+    "NaN": (
+        lambda fields: whole(fields, t500=holed()),
+        ["t500 has 1 missing or infinite values", "analysis.grib message"],
+    ),
     "regional": (lambda fields: regional(), ["a regional file"]),
     "twice": (
         lambda fields: whole(fields) + encode("t", 500, weather("t", 500) + 1),
         ["t500 is there 2 times with different values"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -231,7 +232,7 @@ class _Preparation:
                 text += self.snapshot.elsewhere(name)
                 for way in ways:
                     lacks = way.lacks(self.snapshot)
-                    text += f"; to derive it from {needs_text(way.needs)}, {needs_text(lacks)} lacks"
+                    text += f"; could be derived from {needs_text(way.needs)} if {needs_text(lacks)} were there"
                 self._missing(name, text)
             elif not self.derive:
                 self._missing(name, f"{text}; --derive makes it from {needs_text(possible.needs)}")
@@ -298,17 +299,26 @@ class _Preparation:
     def _read_columns(self, pool: Executor, source: Grid) -> dict[str, Values]:
         made: dict[str, Values] = {}
         for name, plans in self.columns.items():
-            levels = sorted({level for plan in plans for level in (plan.upper, plan.lower)})
-            read = dict(zip(levels, pool.map(partial(self._read_level, name), levels), strict=True))
-            column = np.empty((1, len(plans), *self.grid.shape), np.float32)
-            for index, plan in enumerate(plans):
-                upper, lower = read[plan.upper], read[plan.lower]
-                if upper is None or lower is None:
-                    continue  # a problem was noted, and nothing of this is used
-                values = self._at_level(name, plan, upper, lower)
-                column[0, index] = values if source == self.grid else source.regrid_to(self.grid, values)
-            made[name] = column
+            uses = Counter(level for plan in plans for level in {plan.upper, plan.lower})
+            # Levels that two others are made from are read once and kept; the rest goes straight to its place.
+            shared = [level for level, count in uses.items() if count > 1]
+            kept = dict(zip(shared, pool.map(partial(self._read_level, name), shared), strict=True))
+            made[name] = np.empty((1, len(plans), *self.grid.shape), np.float32)
+            list(pool.map(partial(self._fill, name, source, kept), plans, made[name][0]))
         return made
+
+    def _fill(
+        self, name: str, source: Grid, kept: Mapping[float, Values | None], plan: LevelPlan, target: Values
+    ) -> None:
+        """Puts one level of one variable into its place (H, W); leaves it where a problem was noted."""
+        upper = kept[plan.upper] if plan.upper in kept else self._read_level(name, plan.upper)
+        lower = upper
+        if plan.lower != plan.upper:
+            lower = kept[plan.lower] if plan.lower in kept else self._read_level(name, plan.lower)
+        if upper is None or lower is None:
+            return
+        values = self._at_level(name, plan, upper, lower)
+        target[...] = values if source == self.grid else source.regrid_to(self.grid, values)
 
     def _read_level(self, name: str, level: float) -> Values | None:
         """A level of the source: (H, W), or None when it cannot be read."""
