@@ -289,8 +289,8 @@ def test_what_can_be_derived_is_said(tmp_path: Path) -> None:
 def test_what_lacks_for_a_derivation_is_said(tmp_path: Path) -> None:
     error = refused(tmp_path, *messages(without("d2m")), derive=True)
     assert error.problems == (
-        "d2m (2 metre dewpoint temperature) is missing; to derive it from r2m, t2m, r2m lacks; "
-        "to derive it from q2m, sp, q2m, sp lacks",
+        "d2m (2 metre dewpoint temperature) is missing; could be derived from r2m, t2m if r2m were there; "
+        "could be derived from q2m, sp if q2m, sp were there",
     )
 
 

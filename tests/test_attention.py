@@ -135,7 +135,7 @@ def test_tiled_equals_reference(shape: Shape, window: Sizes) -> None:
 @pytest.mark.parametrize(("shape", "window"), CASES)
 def test_other_devices_path_equals_reference(shape: Shape, window: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
     # On accelerators slabs go through torch's own attention; here that branch runs on the CPU.
-    monkeypatch.setattr(tiled_attention, "_is_fused", lambda device: True)
+    monkeypatch.setattr(tiled_attention, "_is_dense", lambda device: False)
     inputs = make_inputs(shape)
     check_equal(run(inputs, window, "tiled"), run(inputs, window, "reference"))
 
@@ -153,14 +153,14 @@ def problems(draw: st.DrawFn) -> tuple[Shape, Sizes, Sizes, int]:
     return (batch, D, H, W, heads, head_dim), window, tile, draw(st.integers(0, 2**32))
 
 
-@given(problem=problems(), bound=st.sampled_from((1, 2000, 2**18)), fused=st.booleans())
+@given(problem=problems(), bound=st.sampled_from((1, 2000, 2**18)), dense=st.booleans())
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-def test_any_cut_into_tiles_gives_the_same(problem: tuple[Shape, Sizes, Sizes, int], bound: int, fused: bool) -> None:
+def test_any_cut_into_tiles_gives_the_same(problem: tuple[Shape, Sizes, Sizes, int], bound: int, dense: bool) -> None:
     shape, window, tile, seed = problem
     inputs = make_inputs(shape, seed=seed)
     with (
         mock.patch.object(tiled_attention, "_choose_tile", return_value=tile),
-        mock.patch.object(tiled_attention, "_is_fused", return_value=fused),
+        mock.patch.object(tiled_attention, "_is_dense", return_value=dense),
         mock.patch.object(tiled_attention, "_SCORES_PER_THREAD", bound),
         mock.patch.object(tiled_attention, "_KEYS_AT_ONCE", bound),
     ):
@@ -202,8 +202,11 @@ def test_half_types_lose_only_their_own_rounding(dtype: torch.dtype, backend: st
     found = run(inputs, (5, 7, 7), backend)
     expected = run([x.double() for x in inputs], (5, 7, 7), "reference")
     assert all(x.dtype == dtype for x in found)
-    half_unit = torch.finfo(dtype).eps / 2  # computed in float32, rounded once
-    torch.testing.assert_close(found[0].double(), expected[0], rtol=1.01 * half_unit, atol=1e-5)
+    half_unit = torch.finfo(dtype).eps / 2
+    # The output is rounded once. Tiled rounds the weights too, as fused kernels do: at worst the largest value's half
+    # unit; the scores stay in float32.
+    atol = half_unit * float(inputs[2].abs().max()) / 4 if backend == "tiled" else 1e-5
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=1.01 * half_unit, atol=atol)
     for a, b in zip(found[1:], expected[1:], strict=True):  # the saved output was rounded too
         torch.testing.assert_close(a.double(), b, rtol=2 * half_unit, atol=4 * half_unit * float(b.abs().max()))
 

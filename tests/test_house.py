@@ -23,7 +23,7 @@ LAYERS = [
     {"models"},
     {"checkpoint", "devices"},
     {"rollout", "weights"},
-    {"forecast", "doctor"},
+    {"forecast", "training", "doctor"},
     {"planning"},
     {"cli"},
     {"__main__"},

@@ -24,8 +24,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 Sizes = tuple[int, int, int]
 
-# In elements: what one step of the tiled backend holds at most, so that a CPU's caches can keep it.
-_SCORES_PER_THREAD = 2**18
+# In elements: what one step holds at most. More would leave a CPU's caches; less would mean more and smaller calls.
+_SCORES_PER_THREAD = 2**19
 _KEYS_AT_ONCE = 2**21
 _KEYS_AT_ONCE_FUSED = 2**28  # an accelerator wants all heads in one launch instead
 
@@ -48,12 +48,12 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, window: Sizes) -> Tensor:
     return cast(Tensor, _TiledAttention.apply(q, k, v, window))  # type: ignore[no-untyped-call]
 
 
-def _first_key(query: Tensor, length: int, size: int) -> Tensor:
-    """Gives the first key of the windows of some queries of a bounded axis.
+def _first_key(query: int, length: int, size: int) -> int:
+    """Gives the first key of a query's window on a bounded axis.
 
     A window reaches size // 2 tokens back and size - size // 2 - 1 on, and is shifted inward at the ends.
     """
-    return (query - size // 2).clamp(0, length - size)
+    return min(max(query - size // 2, 0), length - size)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,13 @@ class _Plan:
     mask: Tensor  # (query columns, key columns) of any tile
 
 
+@functools.lru_cache(maxsize=256)
 def _cut(length: int, size: int, tile: int) -> tuple[_Span, ...]:
     """Cuts a bounded axis into spans of `tile` queries, the last one possibly shorter."""
     spans = []
     for start in range(0, length, tile):
         stop = min(start + tile, length)
-        first = _first_key(torch.arange(start, stop), length, size)[:, None]
+        first = torch.tensor([_first_key(query, length, size) for query in range(start, stop)])[:, None]
         low, high = int(first[0]), int(first[-1]) + size
         key = torch.arange(low, high)
         spans.append(_Span(slice(start, stop), slice(low, high), (key >= first) & (key < first + size)))
@@ -123,17 +124,17 @@ def _cut(length: int, size: int, tile: int) -> tuple[_Span, ...]:
 def _choose_tile(lengths: Sizes, window: Sizes) -> Sizes:
     """Chooses the tile (depth, rows, columns) of least estimated work.
 
-    Large tiles waste scores on keys that a query does not see; small ones make slow products, copy keys more
-    often and take more calls. The unit is one score; the weights were fitted to timings on a CPU.
+    Large tiles waste scores on keys that a query does not see; small ones load and copy keys more often. The unit is
+    one score of forward and backward pass; the weights are a fit to timings on a CPU, good to about 10 %.
     """
 
     def work(tile: Sizes) -> int:
-        boxes = [min(n, t + size - 1) for n, t, size in zip(lengths, tile, window, strict=True)]
-        counts = [math.ceil(n / t) for n, t in zip(lengths, tile, strict=True)]
-        slabs = counts[0] * counts[1]
-        scores = slabs * counts[2] * (math.prod(tile) + 8) * math.prod(boxes)
-        copies = 30 * slabs * (counts[2] * tile[2] + window[2]) * boxes[0] * boxes[1]
-        return scores + copies + 20_000 * slabs
+        depth, rows = (_cut(*axis) for axis in zip(lengths[:2], window[:2], tile[:2], strict=True))
+        count, reach = math.ceil(lengths[2] / tile[2]), min(lengths[2], tile[2] + window[2] - 1)
+        keys = sum(span.mask.shape[1] for span in depth) * sum(span.mask.shape[1] for span in rows)
+        pairs = sum(span.mask.numel() for span in depth) * sum(span.mask.numel() for span in rows)
+        scores = pairs * count * tile[2] * reach
+        return scores + 10 * keys * count * reach + 40 * keys * (lengths[2] + reach) + 10_000 * len(depth) * len(rows)
 
     depth, rows, columns = (sorted({min(n, t) for t in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)}) for n in lengths)
     return min(itertools.product(depth, rows, columns), key=work)
@@ -165,17 +166,11 @@ def _outer(depth: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 class _Workspace:
-    """The types of a computation, and scratch memory for all slabs: fresh pages cost more than copies.
+    """Scratch memory for all slabs: fresh pages cost more than copies."""
 
-    On a CPU half types are computed in float32. Half-precision products would round the logits, and are not
-    much faster once the softmax is in float32. Sums over tiles and slabs are in float32 everywhere.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self.fused = _is_fused(like.device)
-        self.sums = torch.promote_types(like.dtype, torch.float32)
-        self.dtype = like.dtype if self.fused else self.sums
-        self.device = like.device
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
         self._pool: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
@@ -184,11 +179,6 @@ class _Workspace:
         if name not in self._pool or self._pool[name].numel() < size:
             self._pool[name] = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
         return self._pool[name][:size].view(*shape)
-
-
-def _is_fused(device: torch.device) -> bool:
-    """Tells whether torch's own attention is the fast way; on a CPU, products kept in cache are."""
-    return device.type != "cpu"
 
 
 @dataclass(frozen=True)
@@ -240,7 +230,7 @@ class _Box:
             tiles[..., start::rounds, :, :] += values[..., start::rounds, :, :]
 
 
-def _slabs(q: Tensor, window: Sizes, space: _Workspace) -> Iterator[tuple[_Box, _Box, Tensor]]:
+def _slabs(q: Tensor, window: Sizes, dtype: torch.dtype) -> Iterator[tuple[_Box, _Box, Tensor]]:
     """Goes through the slabs: one batch entry, one span of depth and of rows, all columns, some heads.
 
     Yields:
@@ -250,52 +240,33 @@ def _slabs(q: Tensor, window: Sizes, space: _Workspace) -> Iterator[tuple[_Box, 
     plan = _plan((D, H, W), window, _choose_tile((D, H, W), window))
     for depth, rows in itertools.product(plan.depth, plan.rows):
         seen = _outer(depth.mask, rows.mask, plan.mask)
-        bias = torch.zeros(seen.shape, dtype=space.dtype).masked_fill_(~seen, -math.inf).to(q.device)
+        bias = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf).to(q.device)
         size = plan.keys.total * depth.mask.shape[1] * rows.mask.shape[1] * head_dim
-        group = max(1, (_KEYS_AT_ONCE_FUSED if space.fused else _KEYS_AT_ONCE) // size)
+        group = max(1, (_KEYS_AT_ONCE if q.device.type == "cpu" else _KEYS_AT_ONCE_FUSED) // size)
         for batch, head in itertools.product(range(B), range(0, heads, group)):
             some = slice(head, min(head + group, heads))
             queries = _Box(batch, depth.queries, rows.queries, some, plan.queries)
             yield queries, _Box(batch, depth.keys, rows.keys, some, plan.keys), bias
 
 
-def _chunks(q: Tensor, k: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
-    """Goes through tiles (heads, tiles, tokens, head_dim) in chunks (tiles, tokens, head_dim)."""
-    count = max(1, _SCORES_PER_THREAD * torch.get_num_threads() // (q.shape[2] * k.shape[2]))
-    for head, start in itertools.product(range(q.shape[0]), range(0, q.shape[1], count)):
-        yield [tiles[head, start : start + count] for tiles in (q, k, *others)]
-
-
-def _weights(q: Tensor, k: Tensor, bias: Tensor, space: _Workspace) -> Tensor:
-    """Attention weights of a chunk, (tiles, queries, keys)."""
-    weights = space.take("weights", (q.shape[0], *bias.shape))
-    torch.baddbmm(bias, q, k.mT, alpha=q.shape[-1] ** -0.5, out=weights)
-    return torch.softmax(weights, -1, out=weights)
-
-
-def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, space: _Workspace) -> None:
-    """Attention of one slab's tiles, into `out`."""
-    if space.fused:
-        out.copy_(scaled_dot_product_attention(q, k, v, attn_mask=bias))
-        return
-    for some_q, some_k, some_v, some_out in _chunks(q, k, v, out):
-        torch.bmm(_weights(some_q, some_k, bias, space), some_v, out=some_out)
-
-
-def _backward_dense(inputs: Sequence[Tensor], bias: Tensor, box: _Box, space: _Workspace) -> None:
-    """Gradients of one slab's tiles, by the formulas of a softmax.
+def _dense_backward(inputs: Sequence[Tensor], bias: Tensor, box: _Box, space: _Workspace) -> None:
+    """Gradients of one slab by the formulas of a softmax, some tiles of one head at a time.
 
     Args:
-        inputs: Tiles of q, k, v, output and its gradient; and of the gradients of q, which are written, of
-            k and v, which are added to.
+        inputs: Tiles (heads, tiles, tokens, head_dim) of q, k, v, output and its gradient; and of the gradients of q,
+            which are written, of k and v, which are added to.
         bias: (queries, keys).
         box: The keys.
         space: Scratch memory.
     """
-    for q, k, v, out, grad, into_q, into_k, into_v in _chunks(*inputs):
-        scale = q.shape[-1] ** -0.5
-        weights = _weights(q, k, bias, space)
-        scores, keys = space.take("scores", weights.shape), space.take("keys", k.shape)
+    (heads, count), scale = inputs[0].shape[:2], inputs[0].shape[-1] ** -0.5
+    some = max(1, _SCORES_PER_THREAD * torch.get_num_threads() // bias.numel())
+    for head, start in itertools.product(range(heads), range(0, count, some)):
+        q, k, v, out, grad, into_q, into_k, into_v = (tiles[head, start : start + some] for tiles in inputs)
+        weights, scores = (space.take(name, (q.shape[0], *bias.shape)) for name in ("weights", "scores"))
+        keys = space.take("keys", k.shape)
+        torch.baddbmm(bias, q, k.mT, alpha=scale, out=weights)
+        torch.softmax(weights, -1, out=weights)
         box.add_tiles(torch.bmm(weights.mT, grad, out=keys), into_v)
         torch.bmm(grad, v.mT, out=scores)
         scores.sub_((grad * out).sum(-1, keepdim=True)).mul_(weights)
@@ -303,8 +274,8 @@ def _backward_dense(inputs: Sequence[Tensor], bias: Tensor, box: _Box, space: _W
         box.add_tiles(torch.bmm(scores.mT, q, out=keys).mul_(scale), into_k)
 
 
-def _backward_fused(inputs: Sequence[Tensor], bias: Tensor, box: _Box, space: _Workspace) -> None:
-    """The same by differentiating torch's own attention."""
+def _fused_backward(inputs: Sequence[Tensor], bias: Tensor, box: _Box, space: _Workspace) -> None:
+    """The same by differentiating torch's own attention, slower on a CPU and faster on accelerators."""
     q, k, v, _, grad, into_q, into_k, into_v = inputs
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     with torch.enable_grad():
@@ -315,19 +286,24 @@ def _backward_fused(inputs: Sequence[Tensor], bias: Tensor, box: _Box, space: _W
     box.add_tiles(grad_v, into_v)
 
 
+def _is_dense(device: torch.device) -> bool:
+    """Tells which backward pass is the faster one."""
+    return device.type == "cpu"
+
+
 class _TiledAttention(torch.autograd.Function):
     """Tiled attention. Saves q, k, v and the output alone; the backward pass computes the weights again."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: Sizes) -> Tensor:
-        space = _Workspace(q)
+        space = _Workspace(q.dtype, q.device)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        for queries, keys, bias in _slabs(q, window, space):
+        for queries, keys, bias in _slabs(q, window, q.dtype):
             query = queries.load(q, space, "q")
             key, value = keys.load(k, space, "k"), keys.load(v, space, "v")
-            result = space.take("out", query.shape)
             tiles = queries.tiles(query), keys.tiles(key), keys.tiles(value)
-            _forward(*tiles, bias, queries.tiles(result), space)
+            result = space.take("out", query.shape)
+            queries.tiles(result).copy_(scaled_dot_product_attention(*tiles, attn_mask=bias))
             queries.store(result, out)
         ctx.save_for_backward(q, k, v, out)
         ctx.window = window
@@ -337,18 +313,20 @@ class _TiledAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out = ctx.saved_tensors
-        space = _Workspace(q)
-        backward = _backward_fused if space.fused else _backward_dense
+        # Sums of half types are in float32; so is all of the dense pass, whose products would round the scores.
+        total, dense = torch.promote_types(q.dtype, torch.float32), _is_dense(q.device)
+        space = _Workspace(total if dense else q.dtype, q.device)
+        backward = _dense_backward if dense else _fused_backward
         grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        grad_k, grad_v = (torch.zeros(q.shape, dtype=space.sums, device=q.device) for _ in range(2))
+        grad_k, grad_v = (torch.zeros(q.shape, dtype=total, device=q.device) for _ in range(2))
         with torch.autocast(q.device.type, enabled=False):
-            for queries, keys, bias in _slabs(q, ctx.window, space):
+            for queries, keys, bias in _slabs(q, ctx.window, space.dtype):
                 query = queries.load(q, space, "q")
                 key, value = keys.load(k, space, "k"), keys.load(v, space, "v")
                 result, above = queries.load(out, space, "out"), queries.load(grad, space, "grad")
                 above[:, q.shape[3] :] = 0  # the repeated columns must not count twice
                 into_q = space.take("into_q", query.shape)
-                into_k, into_v = (space.take(n, key.shape, space.sums).zero_() for n in ("into_k", "into_v"))
+                into_k, into_v = (space.take(n, key.shape, total).zero_() for n in ("into_k", "into_v"))
                 tiles = [queries.tiles(query), keys.tiles(key), keys.tiles(value)]
                 tiles += [queries.tiles(result), queries.tiles(above)]
                 tiles += [queries.tiles(into_q), keys.tiles(into_k), keys.tiles(into_v)]

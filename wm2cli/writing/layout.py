@@ -157,12 +157,19 @@ class Layout:
             0,
             {
                 "grid_mapping_name": "latitude_longitude",
+                "long_name": "spherical earth",
+                "units": "1",
                 "earth_radius": EARTH_RADIUS,
                 "longitude_of_prime_meridian": 0.0,
             },
         )
         if not self.lossless:
-            how = {"algorithm": "bitround", "implementation": f"wm2 version {__version__}"}
+            how = {
+                "long_name": "rounding of the fields that name this variable",
+                "units": "1",
+                "algorithm": "bitround",
+                "implementation": f"wm2 version {__version__}",
+            }
             _variable(dataset, "quantization_info", "i4", 0, how)
         for variable in self.variables:
             upper = variable.kind == "pressure"
