@@ -10,9 +10,9 @@ Implementations:
 - linears: not an attention, but the four linear layers of the block around it, for scale (24 C^2 FLOP a token).
 
 Each measurement runs in a fresh process, so that its peak memory is its own; what would need more memory than
---memory-limit is left out. Times are the best of up to --repeat runs, fewer if they take long. Other work on
-the machine spoils them: with threads that wait for each other it may slow a run many times; --threads 1 is
-steadier then.
+--memory-limit is left out. Times are the best of up to --repeat runs, fewer if they take long. Use a quiet machine:
+where other work takes the cores, threads that spin while they wait for each other make small products many times
+slower (then OMP_WAIT_POLICY=PASSIVE, or --threads 1).
 """
 
 from __future__ import annotations
@@ -236,6 +236,7 @@ def main() -> None:
         machine = {
             "processor": platform.processor() or platform.machine(),
             "threads": options.threads,
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
             "load": os.getloadavg()[0],
             "torch": torch.__version__,
         }

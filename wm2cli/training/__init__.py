@@ -1,0 +1,1 @@
+"""Training: what turns analyses into weights."""
