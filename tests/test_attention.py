@@ -153,9 +153,11 @@ def problems(draw: st.DrawFn) -> tuple[Shape, Sizes, Sizes, int]:
     return (batch, D, H, W, heads, head_dim), window, tile, draw(st.integers(0, 2**32))
 
 
-@given(problem=problems(), bound=st.sampled_from((1, 2000, 2**18)), dense=st.booleans())
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-def test_any_cut_into_tiles_gives_the_same(problem: tuple[Shape, Sizes, Sizes, int], bound: int, dense: bool) -> None:
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("bound", [1, 3000, 2**19])
+@given(problem=problems())
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+def test_any_cut_into_tiles_gives_the_same(bound: int, dense: bool, problem: tuple[Shape, Sizes, Sizes, int]) -> None:
     shape, window, tile, seed = problem
     inputs = make_inputs(shape, seed=seed)
     with (
@@ -203,12 +205,10 @@ def test_half_types_lose_only_their_own_rounding(dtype: torch.dtype, backend: st
     expected = run([x.double() for x in inputs], (5, 7, 7), "reference")
     assert all(x.dtype == dtype for x in found)
     half_unit = torch.finfo(dtype).eps / 2
-    # The output is rounded once. Tiled rounds the weights too, as fused kernels do: at worst the largest value's half
-    # unit; the scores stay in float32.
-    atol = half_unit * float(inputs[2].abs().max()) / 4 if backend == "tiled" else 1e-5
-    torch.testing.assert_close(found[0].double(), expected[0], rtol=1.01 * half_unit, atol=atol)
-    for a, b in zip(found[1:], expected[1:], strict=True):  # the saved output was rounded too
-        torch.testing.assert_close(a.double(), b, rtol=2 * half_unit, atol=4 * half_unit * float(b.abs().max()))
+    # Rounding a result costs 0.42 half units in the mean square. Tiled rounds the weights too, as fused kernels do, and
+    # keeps the scores and all sums in float32: then no result is worse than this.
+    for a, b, bound in zip(found, expected, (0.65, 0.5, 0.5, 0.5), strict=True):
+        assert float((a.double() - b).square().mean().sqrt() / b.square().mean().sqrt()) < bound * half_unit
 
 
 def test_float32_is_accurate() -> None:

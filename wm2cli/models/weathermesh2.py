@@ -263,7 +263,7 @@ class WeatherMesh2(nn.Module):
         """
         depth, rows, columns, width = self.latent_shape
         tokens = depth * rows * columns * width
-        block = tokens * (4 * 3 + bytes_per_value * 10)
+        block = tokens * (4 * 3 + bytes_per_value * 12)
         height, across = self.grid.shape
         fields = len(self.schema_out.channels) * height * across * 4
         stage = (self.config.surface_widths[0] * 5 + 2 * len(self.schema_out.surface)) * height * across
