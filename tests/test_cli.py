@@ -12,20 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import network, static
 
 from wm2cli import __version__, checkpoint, cli
-from wm2cli.checkpoint import Header
 from wm2cli.cli import parse_levels, parse_region, parse_time, run
 from wm2cli.errors import UsageError
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "net.safetensors"
-    model = network(loud=False)
-    checkpoint.save(path, model, Header("weathermesh2", "test-net", model.config, model.normalizer), static())
-    return path
 
 
 @pytest.fixture

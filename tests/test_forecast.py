@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from networks import GRID, network, state, static
+from networks import GRID, network, state
 
 from wm2cli import checkpoint
 from wm2cli.checkpoint import Header
@@ -24,14 +24,6 @@ from wm2cli.rollout import Tree, rollout, step_plan
 from wm2cli.state import State
 
 INIT = np.datetime64("2024-01-01T00", "s")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "net.safetensors"
-    model = network(loud=False)
-    checkpoint.save(path, model, Header("weathermesh2", "test-net", model.config, model.normalizer), static())
-    return path
 
 
 @pytest.fixture

@@ -8,25 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from networks import network, static
 from weather import GROUND, TIME, UPPER, channels, encode, weather
 
-from wm2cli import checkpoint
-from wm2cli.checkpoint import Header
 from wm2cli.cli import run
 from wm2cli.schema import Schema
 
 WANTED = channels(Schema(UPPER, (100, 300, 500, 850, 1000), GROUND))
 
 Fields = dict[tuple[str, float | None], bytes]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "net.safetensors"
-    model = network(loud=False)
-    checkpoint.save(path, model, Header("weathermesh2", "test-net", model.config, model.normalizer), static())
-    return path
 
 
 @pytest.fixture(scope="module")
