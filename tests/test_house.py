@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -95,13 +94,3 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_help_answers_in_a_blink() -> None:
-    """Under 0.4 s on an idle machine; the best of several, because a test machine is not always idle."""
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "wm2cli", "--help"], capture_output=True, check=True)
-        best = min(best, time.perf_counter() - started)
-    assert best < 0.8
