@@ -173,3 +173,15 @@ def test_an_unknown_source_names_those_there_are() -> None:
     with pytest.raises(UsageError, match="unknown source 'fle'") as caught:
         open_source("fle")
     assert all(name in str(caught.value.hint) for name in SOURCES)
+
+
+def test_a_damaged_member_of_a_zip_is_no_bug(tmp_path: Path) -> None:
+    path = tmp_path / "cds.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.grib", bytes(range(256)) * 400)
+    data = bytearray(path.read_bytes())
+    start = 30 + len("data.grib")
+    data[start : start + 8] = b"\xff" * 8  # no deflate stream begins like this
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="damaged ZIP archive"):
+        open_files([path])

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -146,8 +147,10 @@ def _unpack(file: SourceFile) -> list[SourceFile]:
                     shutil.copyfileobj(source, copy, 2**20)
                 label = f"{file.label}: {os.path.basename(member.filename)}"
                 found.append(SourceFile(target, label, archive=file.path, keep=folder))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{file.label} is a damaged ZIP archive: {error}", hint="get it again") from error
+    except (NotImplementedError, RuntimeError) as error:  # zipfile's words for a method or a password it lacks
+        raise DataError(f"{file.label} cannot be unpacked: {error}", hint="unpack it and give its files") from error
     except OSError as error:
         raise ResourceError(
             f"cannot unpack {file.label} into {folder.name}: {error.strerror}",
