@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm2cli import __version__, checkpoint, cli
-from wm2cli.cli import parse_levels, parse_region, parse_time, run
+from wm2cli import __version__, checkpoint
+from wm2cli.cli import run
+from wm2cli.cli.arguments import parse_levels, parse_region, parse_time
+from wm2cli.cli.program import app
 from wm2cli.errors import UsageError
 
 
@@ -86,7 +88,7 @@ FLAGS = {
 def test_the_flags_of_forecast_are_frozen() -> None:
     import typer
 
-    command = typer.main.get_command(cli.app).commands["forecast"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands["forecast"]  # type: ignore[attr-defined]
     context = command.make_context("forecast", ["--init", "x"])
     assert {
         name for parameter in command.get_params(context) for name in parameter.opts if name.startswith("--")

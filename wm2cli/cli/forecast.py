@@ -1,0 +1,163 @@
+"""`wm2 forecast`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wm2cli.cli.arguments import collect, command_line, names, parse_levels, parse_region, parse_time
+from wm2cli.cli.program import Json, app, emit, progress_bar, say
+from wm2cli.errors import UsageError
+
+
+@app.command(
+    epilog="""[bold]Examples[/bold]
+
+wm2 forecast --init 2024-01-01T00 --days 14 --source file --input analysis.grib --weights wm2-mini.safetensors
+
+wm2 forecast --init 2024-01-01T00 --hours 48 --step 1 --input pl.nc --input sfc.nc --variables t2m --region 72/-25/34/45
+
+wm2 forecast --init 2024-01-01T00 --source idealized --weights mini.safetensors --allow-untrained --plan --json"""
+)
+def forecast(
+    init: Annotated[
+        str, typer.Option(help="Valid time of the initial fields, UTC: 2024-01-01T00.", show_default=False)
+    ],
+    days: Annotated[float | None, typer.Option(help="Length in days (default 14).", show_default=False)] = None,
+    hours: Annotated[int | None, typer.Option(help="Length in hours, instead of --days.", show_default=False)] = None,
+    step: Annotated[
+        int, typer.Option(help="Hours between outputs: 1, 3, 6, 12 or 24; below 6 the 1 h processor runs.")
+    ] = 6,
+    source: Annotated[str, typer.Option(help="Where the analysis comes from: file, idealized.")] = "file",
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="GRIB or NetCDF file of the analysis; several may be given. NAME=PATH gives it to "
+            "one of several encoders, and their latents are blended.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Checkpoint.", envvar="WM2_WEIGHTS", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="NetCDF file (default wm2_<init>.nc).", show_default=False)] = None,
+    variables: Annotated[str | None, typer.Option(help="Variables to write: z,t,t2m.", show_default=False)] = None,
+    levels: Annotated[str | None, typer.Option(help="Levels to write in hPa: 500,850.", show_default=False)] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Part to write, N/W/S/E in degrees: 72/-25/34/45.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="WM2_DEVICE")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.", envvar="WM2_PRECISION")] = "auto",
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder that reads the analysis (default the first).", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.", envvar="WM2_THREADS", show_default=False)
+    ] = None,
+    derive: Annotated[
+        bool,
+        typer.Option(
+            "--derive",
+            help="Derive missing surface fields where a documented formula exists; each is named in the file.",
+        ),
+    ] = False,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Extrapolate beyond the analysis's levels.")
+    ] = False,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Write all bits instead of each variable's precision.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    allow_untrained: Annotated[
+        bool, typer.Option("--allow-untrained", help="Run weights that have seen no data.")
+    ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only show what would be read, run and written; exit code 7 if it would not fit."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a forecast from an analysis and write it to one NetCDF file."""
+    if days is not None and hours is not None:
+        raise UsageError("--days and --hours exclude each other", hint="give one of them")
+    length = hours if hours is not None else 24 * (14.0 if days is None else days)
+    problems: list[str] = []
+    if length != int(length):
+        problems.append(f"--days {days:g} is not a whole number of hours")
+    if precision not in ("auto", "fp32", "bf16"):
+        problems.append(f"--precision must be auto, fp32 or bf16, found '{precision}'")
+    instant = collect(problems, parse_time, init)
+    bounds = collect(problems, parse_region, region)
+    pressures = collect(problems, parse_levels, levels)
+    if problems:
+        raise UsageError("the command line is not possible", problems=problems)
+    from wm2cli import forecast as command
+
+    chosen = command.Options(
+        init=instant, hours=int(length), step=step, source=source, inputs=tuple(inputs or ()), weights=weights, out=out,
+        variables=names(variables), levels=pressures, region=bounds, device=device, precision=precision,  # type: ignore[arg-type]
+        encoder=encoder, threads=threads, derive=derive, extrapolate=extrapolate, overwrite=overwrite,
+        allow_untrained=allow_untrained, lossless=lossless, command_line=command_line(),
+    )  # fmt: skip
+    if plan:
+        from wm2cli import planning
+
+        planned = planning.plan(chosen)
+        if as_json:
+            emit(planned.to_dict())
+        else:
+            _show_plan(planned.to_dict())
+        if planned.problems:
+            from wm2cli.errors import ResourceError
+
+            raise ResourceError("the forecast would not work here", problems=planned.problems)
+        return
+    with progress_bar() as on_progress:
+        result = command.forecast(chosen, on_progress)
+    for note in result.notes:
+        say(f"note: {note}")
+    for warning in result.warnings:
+        say(f"warning: {warning}")
+    if as_json:
+        emit(result.to_dict())
+    else:
+        print(result.path)
+
+
+def _show_plan(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def size(count: float | None) -> str:
+        return "unknown" if count is None else f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+
+    for read in document["reads"]:
+        table.add_row("read", f"{read['piece']} ({size(read['bytes'])}) by encoder {read['encoder']}")
+    held, runs, writes = document["weights"], document["runs"], document["writes"]
+    trained = "" if held["trained"] else ", untrained"
+    table.add_row(
+        "weights", f"{held['path']} ({held['name']}{trained}, {held['parameters']:,} parameters, {size(held['bytes'])})"
+    )
+    steps = ", ".join(f"{number} x {hours} h" for hours, number in runs["advances"].items())
+    table.add_row(
+        "run",
+        f"on {runs['device']} in {runs['precision']}: {runs['encodes']} encode, {steps}, {runs['decodes']} decode",
+    )
+    table.add_row("", f"{runs['operations'] / 1e12:.3g} TFLOP, roughly {runs['seconds']:.2g} s")
+    memory = f"roughly {size(runs['host_bytes'])}" + (
+        f", {size(runs['device_bytes'])} on the GPU" if runs["device_bytes"] else ""
+    )
+    table.add_row("memory", memory)
+    table.add_row("write", f"{writes['path']}: {writes['times']} times to {writes['last_lead_hours']} h, "
+                  f"{writes['rows']} x {writes['columns']} points")  # fmt: skip
+    table.add_row(
+        "", f"{' '.join(writes['variables'])} on {' '.join(f'{level:g}' for level in writes['levels_hpa'])} hPa"
+    )
+    table.add_row("", f"about {size(writes['bytes_expected'])} ({size(writes['bytes_uncompressed'])} uncompressed), "
+                  f"{size(writes['bytes_free'])} free")  # fmt: skip
+    Console().print(table)
