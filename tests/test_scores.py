@@ -281,11 +281,11 @@ def test_bootstrap_tells_a_difference_from_none() -> None:
     inits = np.datetime64("2022-01-01", "D") + np.arange(180)
     noise = random.normal(0, 1, (180, 2))
     noise -= noise.mean(axis=0)
-    found = block_bootstrap(noise + [0.0, 5.0], inits)
+    found = block_bootstrap(noise + np.array([0.0, 5.0]), inits)
     assert found.mean == pytest.approx([0.0, 5.0])
     assert found.significant.tolist() == [False, True]
     assert found.blocks.tolist() == [18, 18]
-    again = block_bootstrap(noise + [0.0, 5.0], inits)
+    again = block_bootstrap(noise + np.array([0.0, 5.0]), inits)
     np.testing.assert_array_equal(found.low, again.low)
     few = block_bootstrap(noise[:20] + 5.0, inits[:20])
     assert np.isnan(few.low).all()

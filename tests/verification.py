@@ -122,8 +122,9 @@ def weatherbench(inits: Sequence[np.datetime64], leads: Sequence[int], grid: Gri
             fields = fields[None] + (spread * np.std(fields) * 0.02).reshape(shape).astype(np.float32)
             dims = ["number", *dims]
         data[LONG[name]] = (dims, fields)
+    steps = np.array(leads, "timedelta64[h]").astype("timedelta64[ns]")
     axes = {
-        "time": np.array(inits, "datetime64[ns]"), "prediction_timedelta": np.array(leads, "timedelta64[h]").astype("timedelta64[ns]"),
+        "time": np.array(inits, "datetime64[ns]"), "prediction_timedelta": steps,
         "level": list(LEVELS), "longitude": grid.lon, "latitude": grid.lat[::-1],
     }  # fmt: skip
     if members:
