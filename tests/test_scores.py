@@ -1,4 +1,4 @@
-"""The definitions: vectors computed by hand and by others, identities, and agreement with `scores` and `scoringrules`."""
+"""The definitions of scores: vectors computed by hand and by others, identities, and agreement with other libraries."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Array = NDArray[np.float64]
 
 # Grid A of the specification, rows from north to south as everywhere in wm2; i counts from the south.
 GRID = Grid(78.75 - 22.5 * np.arange(8), 22.5 * np.arange(16))
-T, I, J = np.meshgrid(np.arange(2), np.arange(8)[::-1], np.arange(16), indexing="ij")
-TRUTH = (7 * I + 3 * J + 5 * T) % 11 - 5.0
-FORECAST = TRUTH + ((5 * I + 2 * J + 3 * T) % 7 - 3) / 2
-CLIMATOLOGY = (I + 2 * J + T) % 5 - 2.0
-TRUTH_2 = (3 * I + 5 * J + 2 * T) % 13 - 6.0
-FORECAST_2 = TRUTH_2 + ((2 * I + 3 * J + T) % 5 - 2) / 2
-MEMBERS = np.stack([FORECAST + (((I * J + 2 * I + T) + m * (I + J + 2)) % 5 - 2) / 4 for m in range(5)])
+TIME, ROW, COLUMN = np.meshgrid(np.arange(2), np.arange(8)[::-1], np.arange(16), indexing="ij")
+TRUTH = (7 * ROW + 3 * COLUMN + 5 * TIME) % 11 - 5.0
+FORECAST = TRUTH + ((5 * ROW + 2 * COLUMN + 3 * TIME) % 7 - 3) / 2
+CLIMATOLOGY = (ROW + 2 * COLUMN + TIME) % 5 - 2.0
+TRUTH_2 = (3 * ROW + 5 * COLUMN + 2 * TIME) % 13 - 6.0
+FORECAST_2 = TRUTH_2 + ((2 * ROW + 3 * COLUMN + TIME) % 5 - 2) / 2
+MEMBERS = np.stack([FORECAST + (((ROW * COLUMN + 2 * ROW + TIME) + m * (ROW + COLUMN + 2)) % 5 - 2) / 4 for m in range(5)])
 REGIONS = Regions.on(GRID)
 CLOSE = 1e-12
 
@@ -132,7 +132,7 @@ def test_scalar_crps() -> None:
 
 
 def test_overdispersed_ensemble_has_no_debiased_root() -> None:
-    members = np.stack([TRUTH + (((3 * I + 4 * J + 2 * T) + 6 * m) % 9 - 4) / 2 for m in range(5)])
+    members = np.stack([TRUTH + (((3 * ROW + 4 * COLUMN + 2 * TIME) + 6 * m) % 9 - 4) / 2 for m in range(5)])
     made = Accumulator(REGIONS, 1, 1, members=5)
     for t in range(2):
         made.add(0, members[:, t, None], TRUTH[t, None])

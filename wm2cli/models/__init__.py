@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from wm2cli.grid import Grid
 from wm2cli.models.latent import Latent
 from wm2cli.models.weathermesh2 import WeatherMesh2, WeatherMesh2Config
@@ -44,6 +46,12 @@ class Model(Protocol):
 
     def decode(self, latent: Latent) -> State:
         """The state of a latent."""
+
+    def decode_normalized(self, latent: Latent) -> tuple[Tensor, Tensor]:
+        """What losses compare: pressure (B, V, L, H, W) and surface (B, S, H, W) in standard deviations."""
+
+    def normalize(self, state: State) -> tuple[Tensor, Tensor]:
+        """A state of the output's schema as `decode_normalized` would give it."""
 
     def operations(self) -> Mapping[str, float]:
         """Floating-point operations of `encode`, `decode` and each `advance N` for one instant."""

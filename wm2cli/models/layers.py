@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wm2cli.models.attention import neighborhood_attention
 
@@ -190,9 +191,14 @@ class Transformer(nn.Module):
     def __init__(self, blocks: int, width: int, heads: int, window: tuple[int, int, int]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, heads, window) for _ in range(blocks))
+        self.recompute = False
+        """Whether training keeps only the input of each block, and computes the rest again when it is needed."""
 
     def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """(B, D, Y, X, C) -> (B, D, Y, X, C)."""
         for block in self.blocks:
-            x = block(x, rotary)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotary, use_reentrant=False)
+            else:
+                x = block(x, rotary)
         return x

@@ -95,15 +95,15 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "mini": Preset(
-        "5.625 degrees, 13 levels, latent 5 x 16 x 32 x 256: a laptop without GPU",
+        "5.625 degrees, 13 levels, latent 2 x 16 x 32 x 288: a laptop without GPU",
         5.625,
         "cells",
         WeatherMesh2Config(
             encoders=(EncoderConfig("era5", _inputs(LEVELS_13)),),
-            processors=(ProcessorConfig(6, 4), ProcessorConfig(1, 4)),
+            processors=(ProcessorConfig(6, 4), ProcessorConfig(1, 2)),
             schema_out=_outputs(LEVELS_13),
-            width=256, heads=8, patch=(4, 2, 2), window=(5, 7, 7), encoder_blocks=2, decoder_blocks=2,
-            surface_widths=(96,),
+            width=288, heads=9, patch=(13, 2, 2), window=(2, 5, 5), encoder_blocks=1, decoder_blocks=1,
+            surface_widths=(64,), codec_blocks=1, shortcut=True,
         ),
     ),
     "tiny": Preset(

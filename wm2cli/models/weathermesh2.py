@@ -14,8 +14,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -74,10 +75,13 @@ class WeatherMesh2Config:
         window: Attention window in tokens: depth, rows, columns.
         encoder_blocks, decoder_blocks: Transformer blocks in the codecs.
         surface_widths: Channels of the surface codec's stages, fine to coarse; one stage halves rows and columns.
+        codec_blocks: Residual blocks in each stage of the surface codec.
         codec_norm: `pixel` is local; `instance` takes statistics over the globe (WeatherMesh-3).
         position: `rotary` has no seam; `sincos` is WeatherMesh-3's absolute code.
         south_row: Appends the reflected south row before the surface stages (WeatherMesh-3).
         decoder_forcing: The decoder sees the forcings at its valid time beside the constants.
+        shortcut: Linear paths beside the surface codec, and weights that start as the identity: an untrained model is
+            persistence, and learns what changes. Not in the published models; it makes short trainings worth while.
     """
 
     encoders: tuple[EncoderConfig, ...]
@@ -94,6 +98,8 @@ class WeatherMesh2Config:
     position: Literal["rotary", "sincos"] = "rotary"
     south_row: bool = False
     decoder_forcing: bool = True
+    shortcut: bool = False
+    codec_blocks: int = 2
 
     def check(self, grid: Grid) -> None:
         """Refuses what cannot be built on a grid.
@@ -113,6 +119,9 @@ class WeatherMesh2Config:
             problems.append(
                 f"the surface stages make patches of {side} x {side}, the pressure patch is {rows} x {columns}"
             )
+        values = math.prod(self.patch) * len(self.schema_out.pressure)
+        if self.shortcut and self.width < values:
+            problems.append(f"a latent of {self.width} channels cannot hold the {values} values of a patch unchanged")
         names = [encoder.name for encoder in self.encoders]
         if not names or len(set(names)) < len(names):
             problems.append(f"encoders need different names, found {names}")
@@ -125,6 +134,8 @@ class WeatherMesh2Config:
             strange = [level for level in encoder.schema.levels if level not in self.schema_out.levels]
             if strange:
                 problems.append(f"encoder {encoder.name} reads levels that the decoder does not write: {strange} hPa")
+        if self.codec_blocks < 1:
+            problems.append(f"codec_blocks must be at least 1, found {self.codec_blocks}")
         if problems:
             raise ConfigError("this WeatherMesh-2 cannot be built", problems=problems)
 
@@ -225,10 +236,18 @@ class WeatherMesh2(nn.Module):
 
     def decode(self, latent: Latent) -> State:
         """The state of a latent; values beyond a variable's physical limits (q < 0, cloud > 1) are set to them."""
-        names = self.schema_out.forcing if self.config.decoder_forcing else ()
-        extra = self._extra(latent.time, names)
-        pressure, surface = self.decoder(latent.x, extra, self.rotary)
+        pressure, surface = self.decoder.statistics.denormalize(*self.decode_normalized(latent))
         return State(self.schema_out, self.grid, latent.time, pressure, surface)
+
+    def decode_normalized(self, latent: Latent) -> tuple[Tensor, Tensor]:
+        """What losses compare: (B, V, L, H, W) and (B, S, H, W) in standard deviations, without limits, float32."""
+        names = self.schema_out.forcing if self.config.decoder_forcing else ()
+        pressure, surface = self.decoder(latent.x, self._extra(latent.time, names), self.rotary)
+        return pressure, surface
+
+    def normalize(self, state: State) -> tuple[Tensor, Tensor]:
+        """A state of the output's schema as `decode_normalized` would give it."""
+        return self.decoder.statistics.normalize(state.pressure, state.surface)
 
     def operations(self) -> dict[str, float]:
         """Floating-point operations of `encode`, `decode` and each `advance N` for one instant.
@@ -300,11 +319,12 @@ class Encoder(nn.Module):
         for index, (fine, coarse) in enumerate(itertools.pairwise(widths)):
             first = inputs if index == 0 else fine
             stages += [
-                Residual(first, fine, config.codec_norm),
-                Residual(fine, fine, config.codec_norm),
-                Down(fine, coarse),
+                Residual(first if block == 0 else fine, fine, config.codec_norm) for block in range(config.codec_blocks)
             ]
+            stages.append(Down(fine, coarse))
         self.surface = nn.Sequential(*stages)
+        side = config.patch[1:]
+        self.shortcut = nn.Conv2d(inputs, config.width, side, side, bias=False) if config.shortcut else None
         self.transformer = Transformer(config.encoder_blocks, config.width, config.heads, config.window)
         with torch.device("cpu"):
             code = sincos_code(config.width, *latent_shape[:3]) if config.position == "sincos" else None
@@ -318,12 +338,18 @@ class Encoder(nn.Module):
             every = pressure.new_zeros(*pressure.shape[:2], self.levels, *pressure.shape[3:])
             pressure = every.index_copy(2, torch.tensor(self.level_places, device=every.device), pressure)
         # Levels that do not fill a patch are filled up at the top, likewise with zeros.
-        upper = self.pressure(F.pad(pressure, (0, 0, 0, 0, self.filled_levels, 0)))  # (B, C, D-1, Y, X)
+        pressure = F.pad(pressure, (0, 0, 0, 0, self.filled_levels, 0))
+        with _exact(pressure, self.shortcut):
+            upper = self.pressure(pressure)  # (B, C, D-1, Y, X)
         unused = surface.new_zeros(surface.shape[0], self.unused, *surface.shape[2:])
         lower = torch.cat([surface, unused, extra], dim=1).contiguous(memory_format=torch.channels_last)
         if self.south_row:
             lower = F.pad(lower, (0, 0, 0, 1), mode="reflect")
+        direct = lower
         lower = self.surface(lower)[:, :, : upper.shape[-2]]  # (B, C, Y, X)
+        if self.shortcut is not None:
+            with _exact(direct, self.shortcut):
+                lower = lower + self.shortcut(direct)[:, :, : upper.shape[-2]]
         x = torch.cat([upper, lower.unsqueeze(2)], dim=2).permute(0, 2, 3, 4, 1).float().contiguous()
         if self.position is not None:
             x = x + self.position
@@ -332,7 +358,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, D, Y, X, C) -> (pressure (B, V, L, H, W), surface (B, S, H, W)) in physical units, float32."""
+    """Latent (B, D, Y, X, C) -> (pressure (B, V, L, H, W), surface (B, S, H, W)), normalised, float32."""
 
     def __init__(self, config: WeatherMesh2Config, normalizer: Normalizer, constants: int) -> None:
         super().__init__()
@@ -344,7 +370,8 @@ class Decoder(nn.Module):
         widths = (config.width, *reversed(config.surface_widths))
         stages: list[nn.Module] = []
         for coarse, fine in itertools.pairwise(widths):
-            stages += [Residual(coarse, coarse, config.codec_norm) for _ in range(2)] + [Up(coarse, fine)]
+            stages += [Residual(coarse, coarse, config.codec_norm) for _ in range(config.codec_blocks)]
+            stages.append(Up(coarse, fine))
         self.surface = nn.Sequential(*stages)
         forcings = len(schema.forcing) if config.decoder_forcing else 0
         finest = config.surface_widths[0]
@@ -352,13 +379,22 @@ class Decoder(nn.Module):
             Residual(finest + forcings + constants, finest, config.codec_norm),
             Residual(finest, len(schema.surface), config.codec_norm),
         )
+        side = config.patch[1:]
+        self.shortcut = (
+            nn.ConvTranspose2d(config.width, len(schema.surface), side, side, bias=False) if config.shortcut else None
+        )
 
     def forward(self, x: Tensor, extra: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
         x = self.transformer(x, rotary).permute(0, 4, 1, 2, 3)  # (B, C, D, Y, X)
-        pressure = self.pressure(x[:, :, :-1])[:, :, self.filled_levels :]
-        surface = self.surface(x[:, :, -1].contiguous(memory_format=torch.channels_last))
-        surface = self.final(torch.cat([surface, extra.to(surface.dtype)], dim=1))
-        return self.statistics.denormalize(pressure.float(), surface.float())
+        with _exact(x, self.shortcut):
+            pressure = self.pressure(x[:, :, :-1])[:, :, self.filled_levels :]
+        lowest = x[:, :, -1].contiguous(memory_format=torch.channels_last)
+        surface = self.surface(lowest)
+        surface = self.final(torch.cat([surface, extra.to(surface.dtype)], dim=1)).float()
+        if self.shortcut is not None:
+            with _exact(x, self.shortcut):
+                surface = surface + self.shortcut(lowest)
+        return pressure.float(), surface
 
 
 class Statistics(nn.Module):
@@ -399,6 +435,14 @@ class Statistics(nn.Module):
         surface = torch.where(logarithmic, unlogged, surface)
         return (torch.clamp(pressure, self.pressure_low, self.pressure_high),
                 torch.clamp(surface, self.surface_low, self.surface_high))  # fmt: skip
+
+
+def _exact(x: Tensor, shortcut: nn.Module | None) -> AbstractContextManager[Any]:
+    """Float32 inside the block for codecs whose linear path carries the fields themselves.
+
+    The three digits of bf16 are less than the change of a field within six hours.
+    """
+    return nullcontext() if shortcut is None else torch.autocast(x.device.type, enabled=False)
 
 
 def _convolution_operations(stages: nn.Module, rows: int, columns: int) -> float:
@@ -457,7 +501,9 @@ def initialise(model: WeatherMesh2) -> None:
                 if name.endswith("bias"):
                     nn.init.zeros_(parameter)
                 elif "norm" not in name:
-                    nn.init.normal_(parameter, std=0.02 * (shrink if "proj" in name or "fc2" in name else 1.0))
+                    writes = "proj" in name or "fc2" in name
+                    scale = 0.0 if writes and model.config.shortcut else shrink if writes else 1.0
+                    nn.init.normal_(parameter, std=0.02 * scale)
         nn.init.normal_(model.decoder.pressure.weight, std=0.02 / math.sqrt(model.config.width))
         last = model.decoder.final[1]
         for layer in (last.conv2, last.shortcut):
@@ -465,3 +511,54 @@ def initialise(model: WeatherMesh2) -> None:
                 layer.weight.mul_(0.1)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+        if model.config.shortcut:
+            _identity(model)
+
+
+def _identity(model: WeatherMesh2) -> None:
+    """Makes decode(encode(state)) the state itself: patches go through orthonormal columns and back by their transpose.
+
+    What the decoder writes and no encoder reads starts at its mean. Encoders share the columns of the fields they share,
+    so that their latents mean the same from the start.
+    """
+    config, decoder = model.config, model.decoder
+    schema, width = config.schema_out, config.width
+    upper = _columns(width, len(schema.pressure), config.patch)  # (C, V, levels, rows, columns)
+    decoder.pressure.weight.copy_(upper)
+    first = config.encoders[0].schema
+    names = [*first.surface, *(f"extra{i}" for i in range(len(first.forcing) + model.constants.shape[0]))]
+    known = dict(zip(names, _columns(width, len(names), config.patch[1:]).unbind(1), strict=True))
+    nn.init.zeros_(decoder.pressure.bias) if decoder.pressure.bias is not None else None
+    for layer in (decoder.final[1].conv2, decoder.final[1].shortcut):
+        nn.init.zeros_(layer.weight)
+    if decoder.shortcut is not None:
+        nn.init.zeros_(decoder.shortcut.weight)
+        for index, name in enumerate(schema.surface):
+            if name in known:
+                decoder.shortcut.weight[:, index] = known[name]
+    for encoder, settings in zip(model.encoders.values(), config.encoders, strict=True):
+        read = settings.schema
+        for index, name in enumerate(read.pressure):
+            encoder.pressure.weight[:, index] = upper[:, schema.pressure.index(name)]
+        nn.init.zeros_(encoder.pressure.bias)
+        last = encoder.surface[-1].conv
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        nn.init.zeros_(encoder.shortcut.weight)
+        skipped = len(read.surface) + settings.unused_channels
+        for index, name in enumerate(read.surface):
+            if name in known:
+                encoder.shortcut.weight[:, index] = known[name]
+        for index in range(len(read.forcing) + model.constants.shape[0]):
+            if f"extra{index}" in known and read.forcing == first.forcing:
+                encoder.shortcut.weight[:, skipped + index] = known[f"extra{index}"]
+
+
+def _columns(width: int, fields: int, patch: tuple[int, ...]) -> Tensor:
+    """(C, fields, *patch): orthonormal columns where the latent is wide enough for all of them."""
+    values = fields * math.prod(patch)
+    if width >= values:
+        basis = torch.linalg.qr(torch.randn(width, values))[0]
+    else:  # only inputs that are never read back can be too many
+        basis = torch.randn(width, values) / math.sqrt(width)
+    return basis.reshape(width, fields, *patch)

@@ -7,21 +7,18 @@ vertical coordinate is pressure / 1000 hPa. It is a test case, not weather; fore
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import wm2cli
-from wm2cli.errors import ResourceError
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import Inventory
 from wm2cli.reading.inputs import open_files
-from wm2cli.schema import GRAVITY, LEVELS_37, VARIABLES
+from wm2cli.schema import GRAVITY, LEVELS_37
 from wm2cli.sources import Piece, Request
+from wm2cli.writing.canonical import write_fields
 
 GRID = Grid.regular(1.5)
 """Grid of the fields; they are smooth, so every model grid is served by regridding."""
@@ -50,19 +47,22 @@ class Idealized:
         Raises:
             ResourceError: The folder cannot be written.
         """
+        # Made anew each time: it takes a moment, and a file that some other version left would not be noticed.
         target = folder / piece.filename
-        partial = folder / f".{piece.filename}.{os.getpid()}.part"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Made anew each time: it takes a moment, and a file that some other version left would not be noticed.
-            _write(partial, np.datetime64(piece.request["time"]))
-            partial.replace(target)
-        except (OSError, RuntimeError) as error:
-            raise ResourceError(
-                f"cannot write {target}: {error}", hint="set WM2_CACHE to a folder you may write"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        lat, lon = np.array(GRID.lat), np.array(GRID.lon)
+        columns = [upper_air(float(level), lat, lon) for level in LEVELS_37]
+        below = near_surface(lat, lon)
+        write_fields(
+            target,
+            times=np.array([piece.request["time"]], "datetime64[s]"),
+            grid=GRID,
+            levels=LEVELS_37,
+            fields={
+                **{name: np.stack([column[name] for column in columns])[None] for name in "ztuvq"},
+                **{name: values if name == "orog" else values[None] for name, values in below.items()},
+            },
+            attributes={"title": "Idealised atmosphere of Jablonowski and Williamson (2006)"},
+        )
         return target
 
     def open(self, paths: Sequence[Path]) -> Inventory:
@@ -146,44 +146,3 @@ def near_surface(lat: Array, lon: Array) -> dict[str, Array]:
         "tcc": np.broadcast_to(cloud, lowest["t"].shape),
         "orog": lowest["z"] / GRAVITY,
     }
-
-
-def _write(path: Path, time: np.datetime64) -> None:
-    import netCDF4
-
-    lat, lon = np.array(GRID.lat), np.array(GRID.lon)
-    seconds = int(time.astype("datetime64[s]").astype(np.int64))
-    with netCDF4.Dataset(path, "w") as dataset:
-        dataset.setncatts(
-            {
-                "Conventions": "CF-1.11",
-                "title": "Idealised atmosphere of Jablonowski and Williamson (2006)",
-                "history": f"written by wm2 {wm2cli.__version__}",
-            }
-        )
-        axes: dict[str, tuple[Any, dict[str, str]]] = {
-            "time": ([seconds], {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}),
-            "level": (LEVELS_37, {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}),
-            "latitude": (lat, {"units": "degrees_north"}),
-            "longitude": (lon, {"units": "degrees_east"}),
-        }
-        for name, (values, attributes) in axes.items():
-            dataset.createDimension(name, len(values))
-            axis = dataset.createVariable(name, "i8" if name == "time" else "f8", (name,))
-            axis.setncatts({"standard_name": name, **attributes})
-            axis[:] = values
-
-        def define(name: str, dims: tuple[str, ...]) -> Any:
-            known = VARIABLES[name]
-            made = dataset.createVariable(name, "f4", dims)
-            made.setncatts({"units": known.units, "standard_name": known.standard_name, "long_name": known.long_name})
-            return made
-
-        upper = {name: define(name, ("time", "level", "latitude", "longitude")) for name in "ztuvq"}
-        for index, level in enumerate(LEVELS_37):
-            for name, values in upper_air(float(level), lat, lon).items():
-                upper[name][0, index] = values
-        for name, values in near_surface(lat, lon).items():
-            fixed = name == "orog"
-            made = define(name, ("latitude", "longitude") if fixed else ("time", "latitude", "longitude"))
-            made[...] = values if fixed else values[None]

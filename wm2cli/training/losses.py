@@ -1,0 +1,217 @@
+"""What training minimises: weighted differences of normalised fields, rolled out in latent space.
+
+Sources: the public WeatherMesh-3 loss (weights of latitude, variables and leads; latent regulariser); Stormer,
+arXiv 2312.03876, equation 2 (weights of pressure levels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from wm2cli.errors import DataError
+from wm2cli.grid import Grid
+from wm2cli.models import Latent, Model
+from wm2cli.rollout import step_plan
+from wm2cli.schema import Schema
+from wm2cli.state import Normalizer, State
+from wm2cli.training.recipes import LossConfig
+from wm2cli.training.samples import Batch
+
+Keep = Literal["none", "block", "step"]
+
+POLAR_CAP = 12.5
+"""Degrees from a pole within which rows get some weight beside their area (public WeatherMesh-3: 50 rows)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights of a loss, each set with mean or sum one.
+
+    Args:
+        rows: (H, 1), mean one.
+        pressure: (V, L, 1, 1); with `surface` the sum is one.
+        surface: (S, 1, 1).
+        leads: By lead time.
+        lead_zero, latent: See `LossConfig`.
+    """
+
+    rows: Tensor
+    pressure: Tensor
+    surface: Tensor
+    leads: Mapping[int, float]
+    lead_zero: float
+    latent: float
+
+    def of_lead(self, lead: int) -> float:
+        """Weight of a lead time before normalisation over those of a step."""
+        return self.lead_zero if lead == 0 else self.leads.get(lead, 1.0)
+
+
+def row_weights(grid: Grid) -> Tensor:
+    """(H, 1): area of the rows, and near the poles 0.1 (1 - d / 12.5)^2 with d degrees from the pole; mean one.
+
+    At the pole itself the area vanishes, and without the second term nothing would hold the fields there.
+    """
+    polar = np.clip(1.0 - (90.0 - np.abs(grid.lat)) / POLAR_CAP, 0.0, None) ** 2
+    area = grid.area_weights()
+    weights = area / area.max() + 0.1 * polar
+    return torch.from_numpy(weights / weights.mean()).float()[:, None]
+
+
+def make_weights(
+    config: LossConfig, schema: Schema, grid: Grid, normalizer: Normalizer, leads: Mapping[int, float],
+    device: torch.device,
+) -> Weights:  # fmt: skip
+    """The weights of a loss.
+
+    Args:
+        config: The recipe's.
+        schema: Of the output.
+        grid: Of the output.
+        normalizer: With standard deviations of differences where channels are weighted by them.
+        leads: Weight by lead time, as `persistence_errors` makes them.
+        device: Where the loss is computed.
+
+    Raises:
+        DataError: The statistics that the weights need are not there.
+    """
+    channels = schema.channels
+    values = torch.ones(len(channels), dtype=torch.float64)
+    names = [*(name for name in schema.pressure for _ in schema.levels), *schema.surface]
+    if config.channels == "difference":
+        steps = sorted(normalizer.difference_std)
+        if not steps:
+            raise DataError("the statistics hold no differences, which weight the channels",
+                            hint="make the store again with `wm2 preprocess`, or set loss.channels=equal")  # fmt: skip
+        table = normalizer.difference_std[6 if 6 in steps else steps[0]]
+        for index, channel in enumerate(channels):
+            values[index] = normalizer.std[channel] / table[channel]
+        if config.kind == "mse":
+            values = values**2
+    elif config.channels == "pressure":
+        levels = list(schema.levels) * len(schema.pressure)
+        values[: len(levels)] = torch.tensor(levels, dtype=torch.float64) / float(np.mean(schema.levels))
+    for index, (name, channel) in enumerate(zip(names, channels, strict=True)):
+        values[index] *= config.variables.get(channel, config.variables.get(name, 1.0))
+    values = (values / values.sum()).float().to(device)
+    count = len(schema.pressure) * len(schema.levels)
+    return Weights(
+        rows=row_weights(grid).to(device),
+        pressure=values[:count].view(len(schema.pressure), len(schema.levels), 1, 1),
+        surface=values[count:].view(-1, 1, 1),
+        leads=dict(leads),
+        lead_zero=config.lead_zero,
+        latent=config.latent,
+    )
+
+
+def difference(predicted: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], weights: Weights, kind: str) -> Tensor:
+    """Weighted L1 or MSE of normalised fields, a mean over samples and points and a weighted mean over channels."""
+    total = predicted[0].new_zeros(())
+    for made, wanted, channel in zip(predicted, truth, (weights.pressure, weights.surface), strict=True):
+        if made.numel():
+            error = made.float() - wanted
+            error = error.abs() if kind == "l1" else error.square()
+            rows, samples, columns = weights.rows, made.shape[0], made.shape[-1]
+            by_channel = (error * rows).sum(dim=(0, -2, -1), keepdim=True)[0]
+            total = total + (by_channel * channel).sum() / (samples * columns * rows.shape[0])
+    return total
+
+
+def keep(model: nn.Module, policy: Keep) -> None:
+    """Sets what the transformers of a model keep for the backward pass."""
+    for module in model.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = policy != "none"
+
+
+def rollout_loss(
+    model: Model, batch: Batch, weights: Weights, kind: str, policy: Keep = "none", offload: bool = False
+) -> tuple[Tensor, dict[int, float]]:
+    """The loss of some samples, and its part for each lead time.
+
+    Encodes once, advances along the tree of steps that reaches all lead times, decodes at these.
+
+    Args:
+        model: In training mode or not; `keep` must have been called with the same policy.
+        batch: Samples on the model's device.
+        weights: See there.
+        kind: `l1` or `mse`.
+        policy: `none` keeps all activations; `block` the input of each block; `step` (nested) the latent before each
+            step, and the inputs of one step's blocks at a time. The gradients are the same to the bit.
+        offload: What is kept waits in host memory.
+
+    Returns:
+        Scalar loss, and the unweighted difference by lead time.
+    """
+    leads = tuple(batch.targets)
+    total = sum(weights.of_lead(lead) for lead in leads)
+    parts: dict[int, float] = {}
+    squares: list[Tensor] = []
+    losses: list[Tensor] = []
+    outer: AbstractContextManager[Any] = nullcontext()
+    if offload:
+        pinned = next(iter(batch.inputs.values())).pressure.is_cuda
+        outer = torch.autograd.graph.save_on_cpu(pin_memory=pinned)
+
+    def judge(x: Tensor, latent: Latent, target: State) -> Tensor:
+        truth = model.normalize(target)
+        return difference(model.decode_normalized(Latent(x, latent.time)), truth, weights, kind)
+
+    def visit(latent: Latent, lead: int) -> None:
+        if lead not in batch.targets:
+            return
+        target = batch.targets[lead]
+        if policy == "none":
+            found = judge(latent.x, latent, target)
+        else:
+            found = checkpoint(judge, latent.x, latent, target, use_reentrant=False)
+        parts[lead] = float(found.detach())
+        losses.append(found * (weights.of_lead(lead) / total))
+        squares.append(latent.x.float().square().mean())
+
+    def follow(latent: Latent, lead: int, tree: Mapping[int, Any]) -> None:
+        for hours in sorted(tree):
+            def step(x: Tensor, time: Any = latent.time, hours: int = hours) -> Tensor:
+                return model.advance(Latent(x, time), hours).x
+
+            x = checkpoint(step, latent.x, use_reentrant=False) if policy == "step" else step(latent.x)
+            later = Latent(x, latent.time + np.timedelta64(hours, "h"))
+            visit(later, lead + hours)
+            follow(later, lead + hours, tree[hours])
+
+    with outer:
+        start = model.encode(batch.inputs)
+        if 0 not in batch.targets:
+            squares.append(start.x.float().square().mean())
+        visit(start, 0)
+        follow(start, 0, step_plan(model.steps, [lead for lead in leads if lead > 0]))
+    loss = torch.stack(losses).sum()
+    if weights.latent > 0:
+        loss = loss + weights.latent * torch.stack(squares).mean()
+    return loss, parts
+
+
+def persistence_errors(
+    read: Callable[[tuple[int, ...]], Batch], model: Model, weights: Weights, kind: str, leads: Sequence[int]
+) -> dict[int, float]:
+    """The loss of persistence at each lead time, for variables that are read as well as written.
+
+    Args:
+        read: Gives the truth of some samples at lead times, 0 among them.
+        model: For its normalisation.
+        weights: Of the loss.
+        kind: `l1` or `mse`.
+        leads: Hours.
+    """
+    batch = read((0, *leads))
+    first = model.normalize(batch.targets[0])
+    return {lead: float(difference(first, model.normalize(batch.targets[lead]), weights, kind)) for lead in leads}

@@ -1,0 +1,75 @@
+"""The optimizers by name, and the groups that parameters fall into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wm2cli.training.recipes import OptimizerConfig
+from wm2cli.training.shampoo import Shampoo
+
+Named = Sequence[tuple[str, nn.Parameter]]
+
+
+class Optimizers:
+    """One or two optimizers that act as one.
+
+    Muon takes the matrices inside the transformers; everything else, and everything for the other names, goes to one
+    optimizer. Vectors (norms, biases) do not decay.
+
+    Args:
+        config: The recipe's.
+        parameters: Trainable ones with their names.
+    """
+
+    def __init__(self, config: OptimizerConfig, parameters: Named) -> None:
+        matrices = [p for name, p in parameters if is_hidden_matrix(name, p)] if config.name == "muon" else []
+        taken = {id(p) for p in matrices}
+        rest = [p for _, p in parameters if id(p) not in taken]
+        self.parts: dict[str, Any] = {}
+        if matrices:
+            # Its update is scaled to the size of AdamW's, so that both share one rate.
+            self.parts["muon"] = torch.optim.Muon(
+                matrices, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )  # fmt: skip
+        groups = [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if groups and config.name == "shampoo":
+            self.parts["shampoo"] = Shampoo(
+                groups, lr=0.0, betas=config.betas, epsilon=config.epsilon, weight_decay=config.weight_decay,
+                max_preconditioner_dim=config.max_preconditioner_dim,
+                precondition_frequency=config.precondition_every,
+            )  # fmt: skip
+        elif groups:
+            self.parts["adamw"] = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon)
+
+    def step(self, rate: float) -> None:
+        """One update with a learning rate."""
+        for optimizer in self.parts.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on; all ranks must ask for it together."""
+        return {
+            name: optimizer.full_state_dict() if isinstance(optimizer, Shampoo) else optimizer.state_dict()
+            for name, optimizer in self.parts.items()
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave, on any number of ranks."""
+        for name, optimizer in self.parts.items():
+            optimizer.load_state_dict(state[name])
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter maps a hidden layer to a hidden layer, which is what Muon is made for."""
+    return parameter.ndim == 2 and ".blocks." in name
