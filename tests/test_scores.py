@@ -29,7 +29,9 @@ FORECAST = TRUTH + ((5 * ROW + 2 * COLUMN + 3 * TIME) % 7 - 3) / 2
 CLIMATOLOGY = (ROW + 2 * COLUMN + TIME) % 5 - 2.0
 TRUTH_2 = (3 * ROW + 5 * COLUMN + 2 * TIME) % 13 - 6.0
 FORECAST_2 = TRUTH_2 + ((2 * ROW + 3 * COLUMN + TIME) % 5 - 2) / 2
-MEMBERS = np.stack([FORECAST + (((ROW * COLUMN + 2 * ROW + TIME) + m * (ROW + COLUMN + 2)) % 5 - 2) / 4 for m in range(5)])
+MEMBERS = np.stack(
+    [FORECAST + (((ROW * COLUMN + 2 * ROW + TIME) + m * (ROW + COLUMN + 2)) % 5 - 2) / 4 for m in range(5)]
+)
 REGIONS = Regions.on(GRID)
 CLOSE = 1e-12
 

@@ -180,6 +180,7 @@ def rollout_loss(
 
     def follow(latent: Latent, lead: int, tree: Mapping[int, Any]) -> None:
         for hours in sorted(tree):
+
             def step(x: Tensor, time: Any = latent.time, hours: int = hours) -> Tensor:
                 return model.advance(Latent(x, time), hours).x
 

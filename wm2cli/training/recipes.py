@@ -244,7 +244,9 @@ def _stage_problems(stage: Stage) -> list[str]:
     for part in stage.trainable:
         head, _, tail = part.partition(":")
         if not (part in ("all", "decoder", "blend") or (head in ("encoder", "processor") and tail)):
-            problems.append(f"'{part}' is no part of a model; parts are all, encoder:NAME, processor:HOURS, decoder, blend")
+            problems.append(
+                f"'{part}' is no part of a model; parts are all, encoder:NAME, processor:HOURS, decoder, blend"
+            )
     return problems
 
 

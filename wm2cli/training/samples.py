@@ -100,7 +100,9 @@ class Samples:
         store = target.store
         problems = []
         if step % store.step_hours:
-            problems.append(f"lead times of {step} h cannot be read from {store.path}, whose step is {store.step_hours} h")
+            problems.append(
+                f"lead times of {step} h cannot be read from {store.path}, whose step is {store.step_hours} h"
+            )
         for name, view in inputs.items():
             if view.store.grid != store.grid:
                 problems.append(f"{view.store.path} for encoder {name} is on {view.store.grid.describe()}, the targets "
