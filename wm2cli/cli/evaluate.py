@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wm2cli.cli.arguments import collect, command_line, names, parse_levels
+from wm2cli.cli.arguments import collect, command_line, names, parse_leads, parse_levels
 from wm2cli.cli.program import Json, app, emit, progress_bar, say
 from wm2cli.errors import UsageError
 
@@ -95,7 +95,7 @@ def evaluate(
     """Score forecasts against what happened, persistence, climatology, or another forecast."""
     problems: list[str] = []
     pressures = collect(problems, parse_levels, levels)
-    hours = collect(problems, _leads, leads)
+    hours = collect(problems, parse_leads, leads)
     if acc not in ("pooled", "mean-of-times"):
         problems.append(f"--acc must be pooled or mean-of-times, found '{acc}'")
     for path in out or ():
@@ -141,15 +141,6 @@ def evaluate(
         from wm2cli.errors import ThresholdError
 
         raise ThresholdError("a threshold was crossed", problems=lines)
-
-
-def _leads(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise UsageError(f"'{text}' are not leads in hours as 24,72,120") from None
 
 
 def _write(result: Evaluation, out: list[Path], report: Path | None, on_progress: Progress) -> None:

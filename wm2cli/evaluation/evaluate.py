@@ -218,7 +218,8 @@ def _result(work: Work, tally: Tally, metadata: dict[str, Any], *, warnings: tup
     return Evaluation(
         labels=(*labels, *winds), leads=leads, regions=work.regions.names, scores=scores,
         count=tally.accumulators["forecast"].count, comparisons=comparisons, spectra=spectra, maps=_maps(work, tally),
-        checks=_checks(work, tally, scores["forecast"], spectra), metadata=metadata, warnings=warnings, notes=notes,
+        checks=_checks(work, tally, scores["forecast"], spectra), metadata=metadata, grid=work.grid,
+        warnings=warnings, notes=notes,
         unmatched={reason: describe_pairs(pairs) for reason, pairs in work.matches.unmatched.items()},
     )  # fmt: skip
 

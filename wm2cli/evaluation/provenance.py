@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import wm2cli
 from wm2cli.evaluation.inputs import Climatology, Forecasts, Series, kind_of_weather
 from wm2cli.evaluation.matching import Matches
@@ -55,8 +53,7 @@ def metadata(forecasts: Forecasts, truth: Series, climatology: Climatology | Non
              command_line: str) -> dict[str, Any]:  # fmt: skip
     """What stands in every output: section by section what was compared, and by which rules."""
     inits = tuple(matches.pairs)
-    valid = [init + np.timedelta64(lead, "h") for init in (inits[0], inits[-1]) for lead in matches.pairs[init]]
-    years = sorted({str(time.astype("datetime64[Y]")) for time in valid})
+    years = sorted({str(init.astype("datetime64[Y]")) for init in inits})
     made: dict[str, Any] = {
         "wm2": wm2cli.__version__,
         "forecast": forecasts.label,

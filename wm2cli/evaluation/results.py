@@ -19,6 +19,7 @@ from wm2cli.errors import ResourceError
 from wm2cli.evaluation.datasets import split_label
 from wm2cli.evaluation.physics import REFERENCE, REFERENCE_MODELS
 from wm2cli.evaluation.significance import Comparison
+from wm2cli.grid import Grid
 
 Array = NDArray[np.float64]
 
@@ -51,6 +52,7 @@ class Evaluation:
         maps: `labels`, `leads`, `rmse` and `bias` (M, P, H, W), `lat`, `lon`; empty unless asked for.
         checks: Name -> (T,) for forecast and truth; see `physics.check_state`.
         metadata: What was compared with what.
+        grid: Of the scores.
         warnings: What makes the comparison doubtful.
         notes: What was left out and why.
         unmatched: Reason -> text naming the pairs.
@@ -66,6 +68,7 @@ class Evaluation:
     maps: Mapping[str, Any]
     checks: Mapping[str, Array]
     metadata: Mapping[str, Any]
+    grid: Grid
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unmatched: Mapping[str, str] = field(default_factory=dict)

@@ -176,7 +176,7 @@ def _on_cluster(address: str, tasks: Sequence[Any], total: Tally, add: Callable[
     except ImportError:
         raise ResourceError("--scheduler needs the package distributed", hint="pip install distributed") from None
     try:
-        client = Client(address, timeout=20)
+        client: Any = Client(address, timeout=20)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise ResourceError(f"no dask scheduler at {address}: {error}", hint="check its address") from error
     with client:
