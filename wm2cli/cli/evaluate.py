@@ -191,7 +191,10 @@ def _show(result: Evaluation, convention: str) -> None:
             if not any(map(math.isfinite, values)):
                 continue
             plain = name.startswith(("rmse", "bias", "crps"))
-            texts = [f"{value * factor:.4g}" if plain else f"{value:.3f}" for value in values]
+            # As many decimals as the error has, so that a bias of nothing reads as nothing.
+            size = max((abs(result.value("rmse", label, lead)) * factor for lead in leads), default=0.0)
+            decimals = max(0, 3 - math.floor(math.log10(size))) if size > 0 else 3
+            texts = [f"{value * factor:.{decimals}f}" if plain else f"{value:.3f}" for value in values]
             scores.add_row(label if row == 0 else "", f"{name}, {units}" if plain else name,
                            *("-" if text == "nan" else text for text in texts))  # fmt: skip
     console.print(scores)

@@ -82,11 +82,11 @@ def plot(options: Options, on_progress: Progress = lambda what, done, total: Non
         panels.append(plots.Panel(field, f"+{lead_text(lead)}, valid {_time(valid)}"))
     title = plots.title_of(options.channel) + (" minus truth" if truth is not None else "") + f", from {_time(init)}"
     footer = _footer(forecasts)
-    difference = truth is not None
+    difference, grid = truth is not None, forecasts.grid
 
     def draw(some: Sequence[plots.Panel]) -> Figure:
-        grid = forecasts.grid
-        return plots.draw_maps(some, grid.lat, grid.lon, options.channel, title=title, footer=footer, region=options.region, difference=difference, bounds_of=panels)  # fmt: skip
+        return plots.draw_maps(some, grid.lat, grid.lon, options.channel, title=title, footer=footer,
+                               region=options.region, difference=difference, bounds_of=panels)  # fmt: skip
 
     if moving:
         frames = []

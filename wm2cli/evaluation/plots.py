@@ -1,7 +1,7 @@
 """Pictures: maps with coastlines, curves of scores by lead, spectra. Nothing is fetched to draw them.
 
 Coastlines are those of Natural Earth 1:110m (public domain), countries merged and simplified to 0.04 degrees; they
-stand in `coastline.npz` as hundredths of a degree. Matplotlib is loaded when something is drawn, and no display is needed.
+stand in `coastline.npz` as hundredths of a degree. Matplotlib is loaded when something is drawn; no display is needed.
 """
 
 from __future__ import annotations
@@ -144,13 +144,15 @@ def draw_maps(panels: Sequence[Panel], lat: Array, lon: Array, label: str, *, ti
     aspect = _aspect(region)
     width = 11.0 if columns > 1 else 9.5
     height = rows * (width / columns * aspect + 0.45) + 1.25
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=110, layout="compressed")
     FigureCanvasAgg(figure)
     style = style_of(label)
     if difference or error:
-        style = Style(style.units, "RdBu_r" if difference else "YlOrRd", style.scale, symmetric=difference)
+        factor, units = display_units(label)
+        style = Style(units, "RdBu_r" if difference else "YlOrRd", factor, symmetric=difference)
     fields = [_shown(panel.values, style) for panel in panels]
-    bounds = _bounds([_shown(panel.values, style) for panel in bounds_of] or fields, style, from_zero=error)
+    inside = _inside(lat, lon, region)
+    bounds = _bounds([_shown(panel.values[inside], style) for panel in bounds_of or panels], style, from_zero=error)
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     drawn: Any = None
     for number, (axes, panel, field) in enumerate(zip(all_axes, panels, fields, strict=False)):
@@ -307,8 +309,18 @@ def _aspect(region: Region | None) -> float:
     """Height of a map by its width."""
     if region is None:
         return 0.5
-    north, west, south, east = region
-    return min(1.4, max(0.35, (north - south) / max(1.0, (east - west) % 360 or 360)))
+    north, _, south, _ = region
+    return min(1.5, max(0.3, (north - south) / (_span(region) * _narrowing(north, south))))
+
+
+def _inside(lat: Array, lon: Array, region: Region | None) -> Any:
+    """Index of the cells in and just around a region, which decide the colours."""
+    if region is None:
+        return slice(None)
+    gap = 360.0 / lon.size
+    rows = np.flatnonzero((lat <= region[0] + gap) & (lat >= region[2] - gap))
+    columns = np.flatnonzero((lon - region[1] + gap) % 360.0 <= _span(region) + 2 * gap)
+    return np.ix_(rows, columns)
 
 
 def _shown(values: Values, style: Style) -> Array:
@@ -344,6 +356,9 @@ def _draw(axes: Any, field: Array, lat: Array, lon: Array, style: Style, bounds:
     x = np.concatenate([[x[-1] - 360.0], x, [x[0] + 360.0]])
     rolled = np.roll(field, -shift, axis=1)
     z = np.concatenate([rolled[:, -1:], rolled, rolled[:, :1]], axis=1)
+    if abs(lat[0]) < 90.0:  # up to the poles, which lie half a row beyond the outermost ones
+        lat = np.concatenate([[90.0], lat, [-90.0]])
+        z = np.concatenate([np.full_like(z[:1], z[0].mean()), z, np.full_like(z[:1], z[-1].mean())])
     drawn = axes.contourf(x, lat, z, levels=bounds, cmap=style.colours, extend="both")
     if style.step is not None and np.isfinite(field).any():
         first, last = np.floor(np.nanmin(field) / style.step), np.ceil(np.nanmax(field) / style.step)
@@ -359,13 +374,19 @@ def _draw(axes: Any, field: Array, lat: Array, lon: Array, style: Style, bounds:
     north, south, east = (90.0, -90.0, 180.0) if region is None else (region[0], region[2], west + _span(region))
     axes.set_xlim(west, east)
     axes.set_ylim(south, north)
-    axes.set_aspect("equal" if region is None else 1.0 / max(0.3, math.cos(math.radians((north + south) / 2))), "box")
+    axes.set_aspect("equal" if region is None else 1.0 / _narrowing(north, south), "box")
     _label_degrees(axes, east - west, north - south)
     return drawn
 
 
 def _span(region: Region) -> float:
+    """Degrees of longitude from west to east."""
     return (region[3] - region[1]) % 360.0 or 360.0
+
+
+def _narrowing(north: float, south: float) -> float:
+    """Length of a degree of longitude by that of one of latitude, in the middle of a map."""
+    return max(0.3, math.cos(math.radians((north + south) / 2)))
 
 
 def _label_degrees(axes: Any, width: float, height: float) -> None:

@@ -158,21 +158,15 @@ class Evaluation:
             "unmatched": dict(self.unmatched),
             "leads_hours": list(self.leads),
             "pairs": self.count.tolist(),
-            "scores": [
-                {name: value for name, value in row.items() if name not in ("units", "pairs")} for row in self.rows()
-            ],
-            "significance": {
-                name: [
-                    {
-                        "channel": label, "lead_hours": lead, "mse_difference": number(found.mean[t, c]),
-                        "low": number(found.low[t, c]), "high": number(found.high[t, c]),
-                        "significant": bool(found.significant[t, c]), "blocks": int(found.blocks[t, c]),
-                    }
-                    for t, lead in enumerate(self.leads) for c, label in enumerate(self.labels)
-                    if c < found.mean.shape[1] and math.isfinite(found.mean[t, c])
-                ]
-                for name, found in self.comparisons.items()
+            "regions": list(self.regions),
+            "scores": {
+                system: {
+                    score: self._by_channel(self.table(score, system))
+                    for score in (self.score_names if system == "forecast" else made)
+                }
+                for system, made in self.scores.items()
             },
+            "significance": {name: self._compared(found) for name, found in self.comparisons.items()},
             "spectra": {
                 "channels": list(self.spectra.get("labels", ())),
                 "wavelengths_km": [number(value) for value in self.spectra.get("wavelengths_km", ())],
@@ -181,6 +175,27 @@ class Evaluation:
             },
             "physics": {name: _nested(values) for name, values in self.checks.items()},
         }  # fmt: skip
+
+    def _by_channel(self, table: Array) -> dict[str, dict[str, list[float | None]]]:
+        """Channel -> region -> values by lead; channels for which nothing is defined are left out."""
+        return {
+            label: {region: _nested(table[:, c, r]) for r, region in enumerate(self.regions)}
+            for c, label in enumerate(self.labels)
+            if np.isfinite(table[:, c]).any()
+        }
+
+    def _compared(self, found: Comparison) -> dict[str, Any]:
+        """Channel -> difference of the MSE with its interval, and whether it is more than chance, by lead."""
+        return {
+            label: {
+                "mse_difference": _nested(found.mean[:, c]),
+                "low": _nested(found.low[:, c]),
+                "high": _nested(found.high[:, c]),
+                "significant": found.significant[:, c].tolist(),
+                "blocks": found.blocks[:, c].tolist(),
+            }
+            for c, label in enumerate(self.labels[: found.mean.shape[1]])
+        }
 
 
 def describe(label: str) -> tuple[str, float | None, str]:
