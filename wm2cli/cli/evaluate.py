@@ -179,7 +179,7 @@ def _show(result: Evaluation, convention: str) -> None:
             made.add_column(heading, justify="left" if number < 2 else "right", no_wrap=number < 2)
         return made
 
-    scores = table(f"{result.regions[0]}, {result.metadata['inits']}", *columns)
+    scores = table(f"{result.regions[0]}, started {result.metadata['inits']}", *columns)
     names = [f"rmse{convention}", "bias", f"acc{convention}", "crps", "spread_skill",
              *(f"skill_{name}" for name in result.baselines)]  # fmt: skip
     for label in result.headline_labels():

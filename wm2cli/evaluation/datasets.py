@@ -73,6 +73,12 @@ def variable_of(name: str) -> Variable | None:
     return VARIABLES.get(f"{known.name}_{hours}h")
 
 
+def order_of(label: str) -> tuple[int, float]:
+    """Sorts channels as the table of variables has them, and by level."""
+    known, level = split_label(label)
+    return list(VARIABLES).index(known.name), level or 0.0
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a channel is: its variable in the file, its level there, and what makes the unit ours."""
@@ -121,8 +127,10 @@ class Fields:
         except DataError as error:
             raise DataError(f"{self.path}: {error.message}", problems=error.problems,
                             hint="scores need fields of the whole globe") from None  # fmt: skip
-        for name in self.dataset.data_vars:
-            self._find_channels(str(name))
+        # Zarr lists arrays in any order; scores come in one.
+        for name in sorted(map(str, self.dataset.data_vars)):
+            self._find_channels(name)
+        self.channels = {label: self.channels[label] for label in sorted(self.channels, key=order_of)}
         if not self.channels:
             raise DataError(f"{self.path} has no field that can be verified", problems=self.problems,
                             hint=f"variables there: {', '.join(map(str, self.dataset.data_vars))}")  # fmt: skip

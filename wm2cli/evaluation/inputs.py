@@ -14,7 +14,7 @@ import numpy as np
 
 from wm2cli.analysis.snapshot import Snapshot
 from wm2cli.errors import DataError
-from wm2cli.evaluation.datasets import Axis, Fields, Values, label_of, split_label
+from wm2cli.evaluation.datasets import Axis, Fields, Values, label_of, order_of, split_label
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import Inventory, plain_name, time_text
 from wm2cli.reading.inputs import kind_of, open_files
@@ -81,7 +81,8 @@ class Forecasts:
         self.members = parts[0].members
         self.attributes = parts[0].attributes
         self.notes = list(dict.fromkeys(note for part in parts for note in part.notes))
-        self.channels = tuple(label for label in parts[0].channels if all(label in part.channels for part in parts))
+        shared = [label for label in parts[0].channels if all(label in part.channels for part in parts)]
+        self.channels = tuple(sorted(shared, key=order_of))
         problems = [f"{part.label} is on {part.grid.describe()}, {parts[0].label} on {self.grid.describe()}"
                     for part in parts if part.grid != self.grid]  # fmt: skip
         problems += [f"{part.label} has {part.members or 'no'} members, {parts[0].label} {self.members or 'none'}"

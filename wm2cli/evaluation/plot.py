@@ -125,10 +125,9 @@ def _choose(options: Options, forecasts: Forecasts, moving: bool) -> tuple[np.da
     there = [lead for lead in forecasts.leads if forecasts.has(init, lead)]
     leads = options.leads_hours
     if leads is None:
-        spread = np.unique(
-            np.linspace(0, len(there) - 1, min(len(there), len(there) if moving else 6)).round().astype(int)
-        )
-        leads = tuple(there[number] for number in spread)
+        daily = there if moving else [lead for lead in there if lead and lead % 24 == 0] or there
+        spread = np.linspace(0, len(daily) - 1, len(daily) if moving else min(6, len(daily)))
+        leads = tuple(daily[number] for number in np.unique(spread.round().astype(int)))
     problems += [f"there is no lead of {lead} h" for lead in leads if lead not in there]
     if len(leads) > MOST_PANELS and not moving:
         problems.append(f"{len(leads)} panels are too many for one picture; {MOST_PANELS} at most, or a .gif")

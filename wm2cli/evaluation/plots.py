@@ -163,7 +163,8 @@ def draw_maps(panels: Sequence[Panel], lat: Array, lon: Array, label: str, *, ti
         axes.set_visible(False)
     bar = figure.colorbar(drawn, ax=list(all_axes[: len(panels)]), orientation="horizontal", shrink=0.7, aspect=40,
                           pad=0.02)  # fmt: skip
-    bar.set_label(f"{title_of(label)}, {style.units}", fontsize=9)
+    what = title_of(label).replace("Geopotential height", "Geopotential") if difference or error else title_of(label)
+    bar.set_label(f"{what}, {style.units}", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=12)
     if footer:
@@ -359,7 +360,7 @@ def _draw(axes: Any, field: Array, lat: Array, lon: Array, style: Style, bounds:
     if abs(lat[0]) < 90.0:  # up to the poles, which lie half a row beyond the outermost ones
         lat = np.concatenate([[90.0], lat, [-90.0]])
         z = np.concatenate([np.full_like(z[:1], z[0].mean()), z, np.full_like(z[:1], z[-1].mean())])
-    drawn = axes.contourf(x, lat, z, levels=bounds, cmap=style.colours, extend="both")
+    drawn = axes.contourf(x, lat, z, levels=bounds, cmap=style.colours, extend="both" if bounds[0] else "max")
     if style.step is not None and np.isfinite(field).any():
         first, last = np.floor(np.nanmin(field) / style.step), np.ceil(np.nanmax(field) / style.step)
         if last - first <= 60:

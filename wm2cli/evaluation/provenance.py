@@ -6,10 +6,12 @@ model started from one centre's analysis is at a disadvantage against another's,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import wm2cli
 from wm2cli.evaluation.inputs import Climatology, Forecasts, Series, kind_of_weather
@@ -68,7 +70,7 @@ def metadata(forecasts: Forecasts, truth: Series, climatology: Climatology | Non
         "climatology": "none" if climatology is None else climatology.label,
         "climatology_years": "none" if climatology is None else _first(climatology.attributes, "years", "period"),
         "grid": grid.describe(),
-        "inits": f"{time_text(inits[0])} to {time_text(inits[-1])} ({len(inits)} inits)",
+        "inits": _span(inits),
         "years": "-".join(dict.fromkeys((years[0], years[-1]))),
         "pairs": matches.count,
         "regions": ", ".join(regions),
@@ -127,3 +129,9 @@ def _source(attributes: Mapping[str, Any], *names: str) -> str | None:
 
 def _first(attributes: Mapping[str, Any], *names: str) -> str:
     return next((str(attributes[name]) for name in names if attributes.get(name)), "not stated")
+
+
+def _span(inits: Sequence[np.datetime64]) -> str:
+    if len(inits) == 1:
+        return time_text(inits[0])
+    return f"{time_text(inits[0])} to {time_text(inits[-1])} ({len(inits)} of them)"

@@ -21,6 +21,7 @@ from wm2cli.evaluation.results import (
     write_csv,
 )
 from wm2cli.evaluation.scoring import Progress
+from wm2cli.evaluation.significance import FEWEST_BLOCKS
 
 _STYLE = """
 :root { --ink: #1c2329; --soft: #5a6670; --line: #d8dee3; --paper: #ffffff; --shade: #f4f6f8; }
@@ -36,7 +37,8 @@ th, td { padding: 4px 10px; text-align: right; border-bottom: 1px solid var(--li
 th:first-child, td:first-child { text-align: left; } thead th { background: var(--shade); font-weight: 600; }
 .facts td { text-align: left; white-space: normal; vertical-align: top; } .facts td:first-child { color: var(--soft);
   white-space: nowrap; }
-.card td.cell { min-width: 92px; text-align: center; border: 1px solid var(--paper); }
+.cards { display: flex; flex-wrap: wrap; gap: 6px 34px; } .card th:not(:first-child) { text-align: center; }
+.card td.cell { min-width: 78px; text-align: center; border: 1px solid var(--paper); }
 .card small { color: inherit; opacity: 0.85; } img { max-width: 100%; height: auto; display: block; margin: 8px 0; }
 .legend span { display: inline-block; padding: 1px 9px; margin-right: 4px; font-size: 12.5px; }
 """
@@ -85,8 +87,8 @@ def _head(evaluation: Evaluation) -> Iterator[str]:
     known = evaluation.metadata
     yield f"<h1>Scores of {_text(known['forecast'])}</h1>"
     yield f'<p class="verdict">{_text(evaluation.verdict())}.</p>'
-    yield (f'<p class="soft">Verified against {_text(known["truth"])}, inits {_text(known["inits"])}, '
-           f'{_text(known["pairs"])} pairs, {_text(known["grid"])}, {_text(evaluation.regions[0])}.</p>')  # fmt: skip
+    yield (f'<p class="soft">Verified against {_text(known["truth"])}; started {_text(known["inits"])}; '
+           f'{_text(known["pairs"])} pairs; {_text(known["grid"])}; {_text(evaluation.regions[0])}.</p>')  # fmt: skip
     for warning in evaluation.warnings:
         yield f'<p class="warning">{_text(warning)}</p>'
 
@@ -96,11 +98,13 @@ def _scorecards(evaluation: Evaluation) -> Iterator[str]:
     yield "<h2>Scorecard</h2>"
     if not evaluation.baselines:
         yield "<p>No baseline: give a climatology, a truth that has the inits, or a second forecast.</p>"
+    yield '<div class="cards">'
     for baseline in evaluation.baselines or ("",):
+        yield '<section class="scroll">'
         if baseline:
-            yield (f"<p>RMSE, and its difference from {plots.NAMES[baseline]} in %. "
-                   f"{_sure(evaluation, baseline)}</p>")  # fmt: skip
-        yield '<div class="scroll"><table class="card"><thead><tr><th>channel</th>'
+            article = "the " if baseline == "against" else ""
+            yield f"<p>RMSE, and its difference from {article}{plots.NAMES[baseline]}.</p>"
+        yield '<table class="card"><thead><tr><th>channel</th>'
         yield "".join(f"<th>{lead_text(lead)}</th>" for lead in leads) + "</tr></thead><tbody>"
         for label in labels:
             factor, units = display_units(label)
@@ -108,20 +112,20 @@ def _scorecards(evaluation: Evaluation) -> Iterator[str]:
             for lead in leads:
                 yield _cell(evaluation, label, lead, baseline, factor)
             yield "</tr>"
-        yield "</tbody></table></div>"
+        yield "</tbody></table></section>"
+    yield "</div>"
     if evaluation.baselines:
+        words = {0.5: "50 % better", 0.15: "15 % better", 0.0: "the same", -0.15: "15 % worse", -0.5: "50 % worse"}
         yield '<p class="legend soft">' + "".join(
-            f'<span style="background:{_colour(skill)};color:{_ink(skill)}">{words}</span>'
-            for skill, words in ((0.5, "50 % better"), (0.15, "15 % better"), (0.0, "the same"), (-0.15, "15 % worse"),
-                                 (-0.5, "50 % worse"))
-        ) + "</p>"  # fmt: skip
+            f'<span style="background:{_colour(skill)};color:{_ink(skill)}">{text}</span>'
+            for skill, text in words.items()
+        ) + f" {_sure(evaluation)}</p>"  # fmt: skip
 
 
-def _sure(evaluation: Evaluation, baseline: str) -> str:
-    blocks = evaluation.comparisons[baseline].blocks if baseline in evaluation.comparisons else None
-    if blocks is None or not blocks.size or blocks.max() < 3:
-        return "Too few inits to tell chance from skill."
-    return "A star marks what is no chance at 95 % (block bootstrap over inits, blocks of 10 days)."
+def _sure(evaluation: Evaluation) -> str:
+    if not any((found.blocks >= FEWEST_BLOCKS).any() for found in evaluation.comparisons.values()):
+        return "Too few inits to tell skill from chance."
+    return "A star marks what is not chance at 95 % (block bootstrap over inits, blocks of 10 days)."
 
 
 def _cell(evaluation: Evaluation, label: str, lead: int, baseline: str, factor: float) -> str:

@@ -16,7 +16,8 @@ Array = NDArray[np.float64]
 BLOCK_DAYS = 10.0
 """Length of a block: the life of a large-scale weather pattern."""
 
-_FEWEST_BLOCKS = 3
+FEWEST_BLOCKS = 3
+"""With fewer, an interval means nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def block_bootstrap(difference: Array, inits: NDArray[np.datetime64], *, samples
     length = max(1, round(BLOCK_DAYS / max(float(spacing), 1e-9)))
     blocks = valid.sum(axis=0) // length
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    enough = blocks >= _FEWEST_BLOCKS
+    enough = blocks >= FEWEST_BLOCKS
     if enough.any():
         random = np.random.default_rng(seed)
         starts = random.integers(0, number, (samples, -(-number // length)))

@@ -51,7 +51,8 @@ class Threshold:
         if found is None or (hours is not None and hours != int(hours)):
             hint = "SCORE:CHANNEL[@LEADh][/REGION]>BOUND, such as 'skill_persistence:t2m@3d/europe<0.1'"
             raise UsageError(f"'{text}' is no threshold as rmse:z500@24h>60", hint=hint)
-        return cls(text.strip(), found["score"], found["label"], None if hours is None else int(hours), found["region"],
+        region = found["region"] and found["region"].strip()
+        return cls(text.strip(), found["score"], found["label"], None if hours is None else int(hours), region,
                    found["sign"] == ">", float(found["bound"]))  # fmt: skip
 
     def crossed(self, evaluation: Evaluation) -> list[str]:
