@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +45,7 @@ def label_of(name: str, level: float | None) -> str:
     return f"{label}hPa" if label in VARIABLES else label
 
 
+@lru_cache(maxsize=4096)
 def split_label(label: str) -> tuple[Variable, float | None]:
     """The variable and the level in hPa of a channel: `z500` -> z, 500.
 
@@ -183,8 +184,10 @@ class Fields:
             if level in variable.dims:
                 chosen[level] = _compact([place.level or 0 for place in places])
             try:
-                found = variable.isel(chosen).transpose(level, *order, missing_dims="ignore")
-                values = np.asarray(found.values)
+                found = variable.isel(chosen)
+                # Read first, turn then: xarray reads a lazy array that was turned point by point.
+                values = np.asarray(found.values).transpose([found.dims.index(dim) for dim in (level, *order)
+                                                             if dim in found.dims])  # fmt: skip
             except (OSError, RuntimeError, ValueError) as error:
                 raise DataError(f"{self.path}: {name} cannot be read: {error}",
                                 hint="the file is damaged or incomplete: get it again") from error  # fmt: skip

@@ -216,22 +216,24 @@ def score_init(work: Work, init: Init) -> Tally:
                 for name, accumulator in tally.accumulators.items():
                     values = fields[name]
                     if values is not None:
-                        errors[name][place] = accumulator.add(place, values, truth, climatology)[:, 0]
+                        # The climatology has no anomaly: half of the sums would be zeros.
+                        normal = None if name == "climatology" else climatology
+                        errors[name][place] = accumulator.add(place, values, truth, normal)[:, 0]
             except DataError as error:
                 where = f"{time_text(init)} + {lead} h: {error.message}"
                 raise DataError(where, problems=error.problems, hint=error.hint) from error
             single = block[number].mean(axis=0) if work.forecasts.members else block[number]
-            _add_rest(work, tally, place, lead, single, truth, checks)
+            _add_rest(work, tally, lead, single, truth, checks, check_truth=lead in (leads[0], leads[-1]))
     for name, table in errors.items():
         tally.mse[name].append(table)
     tally.checks.append(checks)
     return tally
 
 
-def _add_rest(work: Work, tally: Tally, place: int, lead: int, forecast: Values, truth: Values,
-              checks: dict[str, Array]) -> None:  # fmt: skip
+def _add_rest(work: Work, tally: Tally, lead: int, forecast: Values, truth: Values, checks: dict[str, Array], *,
+              check_truth: bool) -> None:  # fmt: skip
     """Spectra, maps and physical checks of one pair."""
-    labels = work.matches.labels
+    place = work.matches.leads.index(lead)
     if work.spectra:
         chosen = list(work.spectra)
         tally.spectra["forecast"][place] += band_spectrum(forecast[chosen], work.grid)
@@ -243,8 +245,9 @@ def _add_rest(work: Work, tally: Tally, place: int, lead: int, forecast: Values,
         tally.maps[0, map_leads.index(lead)] += difference
         tally.maps[1, map_leads.index(lead)] += difference**2
         tally.maps_count[map_leads.index(lead)] += 1
-    for prefix, values in (("", forecast), ("truth_", truth)):
-        for name, value in check_state(values, labels, work.grid, work.orography).items():
+    # The truth's own residuals are there to compare with: two times of each init tell them.
+    for prefix, values in (("", forecast), *((("truth_", truth),) if check_truth else ())):
+        for name, value in check_state(values, work.matches.labels, work.grid, work.orography).items():
             table = checks.setdefault(prefix + name, np.full(len(work.matches.leads), np.nan))
             table[place] = value
 
