@@ -1,9 +1,9 @@
 """How fast forecasts are scored: `wm2 evaluate` against the same scores written out as xarray expressions.
 
-Daily forecasts of 14 days on 64 x 32 with 70 channels, in a Zarr store with one init and lead a chunk; truth and climatology
-beside it. Both sides make RMSE, MAE, bias, ACC and activity by lead and channel for the four default regions, for the
-forecast, persistence and climatology; `wm2 evaluate` makes its spectra and physical checks besides. A plain read of
-every chunk is timed as well: nothing can be faster.
+Daily forecasts of 14 days on 64 x 32 with 70 channels, in a Zarr store with one init and lead a chunk; truth and
+climatology beside it. Both sides make RMSE, MAE, bias, ACC and activity by lead and channel for the four default
+regions, for the forecast, persistence and climatology; `wm2 evaluate` makes its spectra and physical checks besides. A
+plain read of every chunk is timed as well: nothing can be faster.
 
     python benchmarks/evaluate.py                       # a month of inits, daily leads; about a minute
     python benchmarks/evaluate.py --inits 365 --step 6  # the whole year every 6 h: 12 GB of forecasts
@@ -55,8 +55,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     say(f"{len(inits)} inits x {len(leads)} leads x 70 channels on {GRID.describe()}")
     reading = timed(lambda: read_all(folder / "forecast.zarr"))
     say(f"reading every chunk: {reading:.2f} s")
-    chosen = Options((folder / "forecast.zarr",), truth=str(folder / "truth.zarr"), climatology=folder / "climatology.zarr",
-                     workers=arguments.workers)  # fmt: skip
+    chosen = Options((folder / "forecast.zarr",), truth=str(folder / "truth.zarr"),
+                     climatology=folder / "climatology.zarr", workers=arguments.workers)  # fmt: skip
     found: dict[str, Any] = {}
     ours = timed(lambda: found.update(evaluation=evaluate(chosen)))
     say(f"wm2 evaluate: {ours:.2f} s")
@@ -88,34 +88,41 @@ def plain(folder: Path, some: int) -> dict[str, dict[str, xr.Dataset]]:
     normal = climatology.sel(hour=valid.dt.hour, dayofyear=valid.dt.dayofyear).drop_vars(["hour", "dayofyear"])
     held = truth.sel(time=forecast.init_time).drop_vars("time")
     regions = Regions.on(GRID)
-    masks = np.stack([(rows[:, None] * regions.masks[mask]) for rows, mask in zip(regions.rows, regions.which, strict=True)])
-    weights = xr.DataArray(masks, dims=("region", "latitude", "longitude"),
-                           coords={"region": list(regions.names), "latitude": GRID.lat, "longitude": GRID.lon})  # fmt: skip
+    masks = np.stack(
+        [(rows[:, None] * regions.masks[mask]) for rows, mask in zip(regions.rows, regions.which, strict=True)]
+    )
+    places = {"region": list(regions.names), "latitude": GRID.lat, "longitude": GRID.lon}
+    weights = xr.DataArray(masks, places, ("region", "latitude", "longitude"))
     made = {}
     for system, values in (("forecast", forecast), ("persistence", held), ("climatology", normal)):
-        made[system] = scores(values.astype(np.float64), observed.astype(np.float64), normal.astype(np.float64), weights)
+        made[system] = scores(
+            values.astype(np.float64), observed.astype(np.float64), normal.astype(np.float64), weights
+        )
     return made
 
 
 def scores(values: xr.Dataset, truth: xr.Dataset, normal: xr.Dataset, weights: xr.DataArray) -> dict[str, xr.Dataset]:
     """Each score in one expression."""
-    space, every = ("latitude", "longitude"), ("init_time", "latitude", "longitude")
 
     def mean(field: xr.Dataset) -> xr.Dataset:
-        return field.weighted(weights).mean(space).mean("init_time")
+        return field.weighted(weights).mean(("latitude", "longitude")).mean("init_time")
 
     ahead, observed = values - normal, truth - normal
-    del every
     return {
         "rmse": np.sqrt(mean((values - truth) ** 2)), "mae": mean(abs(values - truth)), "bias": mean(values - truth),
-        "acc": mean(ahead * observed) / np.sqrt(mean(ahead**2) * mean(observed**2)), "activity": np.sqrt(mean(ahead**2)),
+        "acc": mean(ahead * observed) / np.sqrt(mean(ahead**2) * mean(observed**2)),
+        "activity": np.sqrt(mean(ahead**2)),
     }  # fmt: skip
 
 
 def write(folder: Path, inits: Any, leads: Any, times: Any) -> None:
     """Random fields around the standard atmosphere, a chunk a time."""
     random = np.random.default_rng(1)
-    axes: dict[str, Any] = {"level": ("level", list(LEVELS_13), {"units": "hPa"}), "latitude": GRID.lat, "longitude": GRID.lon}
+    axes: dict[str, Any] = {
+        "level": ("level", list(LEVELS_13), {"units": "hPa"}),
+        "latitude": GRID.lat,
+        "longitude": GRID.lon,
+    }
     leading = {
         "truth": {"time": times},
         "forecast": {"init_time": inits, "lead_time": leads.astype("timedelta64[h]").astype("timedelta64[ns]")},
@@ -129,8 +136,10 @@ def write(folder: Path, inits: Any, leads: Any, times: Any) -> None:
         for name in (*UPPER, *SURFACE):
             space = (13, *GRID.shape) if name in UPPER else GRID.shape
             dims = (*first, *(("level",) if name in UPPER else ()), "latitude", "longitude")
-            array = group.create_array(name, shape=(*shape, *space), chunks=(*(1,) * len(shape), *space), dtype="float32",
-                                       dimension_names=dims, compressors=None, attributes={"units": VARIABLES[name].units})  # fmt: skip
+            array = group.create_array(
+                name, shape=(*shape, *space), chunks=(*(1,) * len(shape), *space), dtype="float32",
+                dimension_names=dims, compressors=None, attributes={"units": VARIABLES[name].units},
+            )  # fmt: skip
             centre, spread = climate(name)
             pattern = random.normal(size=(64, *space)).astype(np.float32)
             for number, index in enumerate(np.ndindex(shape)):

@@ -257,6 +257,49 @@ def test_ensembles(folder: Path, tmp_path: Path) -> None:
     assert found.value("spread", "t2m", 12) > 0
 
 
+def test_precipitation_is_scored_by_seeps(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    when = times(3, 6)
+    rain = {time: np.where(random.random(GRID.shape) < 0.4, 0.0, random.exponential(4e-3, GRID.shape)) for time in when}
+    space = ("latitude", "longitude")
+    coordinates = {"latitude": GRID.lat, "longitude": GRID.lon}
+    units = {"units": "m"}
+    truth = np.stack([rain[time] for time in when]).astype(np.float32)
+    made = xr.Dataset(
+        {"tp_6h": (("time", *space), truth, units)}, {"time": when.astype("datetime64[ns]"), **coordinates}
+    )
+    save(made, tmp_path / "truth.nc")
+    inits, leads = when[[0, 4]], np.array([6, 12])
+    drawn = random.permuted(truth[: len(inits) * len(leads)].reshape(2, 2, -1), axis=-1).reshape(2, 2, *GRID.shape)
+    steps = {"time": inits.astype("datetime64[ns]"), "prediction_timedelta": leads * HOUR.astype("timedelta64[ns]")}
+    save(xr.Dataset({"total_precipitation_6hr": (("time", "prediction_timedelta", *space), drawn, units)},
+                    {**steps, **coordinates}), tmp_path / "forecast.nc")  # fmt: skip
+    dry, heavy = np.full(GRID.shape, 0.4), np.full(GRID.shape, 4e-3 * np.log(3))
+    dry[0] = 0.95  # hardly ever wet: left out
+    names = {"total_precipitation_6hr": np.full(GRID.shape, 2e-3), "total_precipitation_6hr_seeps_dry_fraction": dry,
+             "total_precipitation_6hr_seeps_threshold": heavy}  # fmt: skip
+    dims = ("hour", "dayofyear", *space)
+    climatology = {name: (dims, np.broadcast_to(values, (4, 366, *GRID.shape)).astype(np.float32), units)
+                   for name, values in names.items()}  # fmt: skip
+    axes = {"hour": [0, 6, 12, 18], "dayofyear": np.arange(1, 367), **coordinates}
+    save(xr.Dataset(climatology, axes), tmp_path / "climatology.nc")
+    found = evaluate(options(tmp_path, "forecast.nc", regions=("global", "tropics")))
+    assert found.labels == ("tp_6h",)
+    matrix = 0.5 * np.array([[0, 1 / 0.6, 4 / 0.6], [2.5, 0, 3 / 0.6], [2.5 + 1.25, 1.25, 0]])
+    total, weight = 0.0, 0.0
+    for number, init in enumerate(inits):
+        classes = [np.digitize(values, [1e-4, 4e-3 * np.log(3)])
+                   for values in (drawn[number, 1], rain[init + 12 * HOUR])]  # fmt: skip
+        total += (matrix[classes[0], classes[1]] * WEIGHTS)[1:].sum()
+        weight += WEIGHTS[1:].sum()
+    assert found.value("seeps", "tp_6h", 12) == pytest.approx(total / weight, rel=1e-6)
+    assert 0.6 < found.value("seeps", "tp_6h", 12) < 1.4  # drawn by chance, worth about 1
+    assert found.value("seeps", "tp_6h", 12, system="persistence") > 0
+    coarse = evaluate(options(tmp_path, "forecast.nc", grid="45"))
+    assert "seeps" not in coarse.scores["forecast"]
+    assert any("no SEEPS" in note for note in coarse.notes)
+
+
 def test_missing_cells(folder: Path, tmp_path: Path) -> None:
     def hole(made: xr.Dataset) -> xr.Dataset:
         made["t2m"].values[4, 2, 3] = np.nan  # 24 h after the start

@@ -180,7 +180,7 @@ def _show(result: Evaluation, convention: str) -> None:
         return made
 
     scores = table(f"{result.regions[0]}, started {result.metadata['inits']}", *columns)
-    names = [f"rmse{convention}", "bias", f"acc{convention}", "crps", "spread_skill",
+    names = [f"rmse{convention}", "bias", f"acc{convention}", "crps", "spread_skill", "seeps",
              *(f"skill_{name}" for name in result.baselines)]  # fmt: skip
     for label in result.headline_labels():
         factor, units = display_units(label)

@@ -31,8 +31,8 @@ MEMBER_PARTS = ("crps", "variance")
 """Sums kept for ensembles: fair CRPS, and variance over the members (ddof 1)."""
 
 _CHUNK_VALUES = 2**14
-"""Values taken through all operations at once: six products of them in float64 fit a core's cache; four times as many take
-four times as long for each."""
+"""Values taken through all operations at once: six products of them in float64 fit a core's cache; with four times as
+many each takes four times as long."""
 
 
 @dataclass
@@ -150,7 +150,7 @@ def pair_sums(forecast: Values, truth: Values, climatology: Values | None, regio
         weights = np.broadcast_to(areas, (sums.shape[0], areas.size))
         # A NaN or an infinity anywhere shows in every sum, 0 x NaN being NaN; only then are cells looked at.
         if not np.isfinite(sums).all():
-            valid = np.isfinite(stacked).all(axis=1)
+            valid: Any = np.isfinite(stacked).all(axis=1)
             if not skip_missing:
                 _refuse_missing(forecast[some], truth[some], climatology if climatology is None else climatology[some])
             sums = regions.sums(np.where(valid[:, None], stacked, 0.0))

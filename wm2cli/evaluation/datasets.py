@@ -210,6 +210,14 @@ class Fields:
         scale, offset = conversion(known, str(variable.attrs.get("units", known.units))) or (1.0, 0.0)
         return np.asarray(self._canonical(values[None], _Place(name, None, scale, offset))[0])
 
+    def read_named(self, name: str, select: Mapping[Axis, int]) -> Values:
+        """(H, W) values of a variable that is no channel, as stored but for the order of rows and columns."""
+        variable = self.dataset.variables[name]
+        index = {self._dims[role]: part for role, part in select.items() if self._dims.get(role, "") in variable.dims}
+        found = variable.isel(index)
+        values = np.asarray(found.values).transpose([found.dims.index(self._dims[role]) for role in ("lat", "lon")])
+        return self._canonical(values, _Place(name, None, 1.0, 0.0))
+
     @cached_property
     def valid_times(self) -> Times:
         """(T,) valid times, for fields that are no forecast.

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from wm2cli.errors import DataError, UsageError
 from wm2cli.evaluation import inputs, provenance
 from wm2cli.evaluation.accumulator import vector_rmse
-from wm2cli.evaluation.datasets import Values
+from wm2cli.evaluation.datasets import Values, split_label
 from wm2cli.evaluation.inputs import Climatology, Forecasts, OnGrid, Series, on_grid
 from wm2cli.evaluation.matching import Matches, describe_pairs, match, match_channels
 from wm2cli.evaluation.physics import drift_per_day
 from wm2cli.evaluation.regions import DEFAULT, Regions
 from wm2cli.evaluation.results import HEADLINE, NAMED_LEADS_HOURS, Evaluation, wind_labels, wind_parts
 from wm2cli.evaluation.scoring import Progress, Tally, Work, score
+from wm2cli.evaluation.seeps import DRY_BELOW_M
 from wm2cli.evaluation.significance import block_bootstrap
 from wm2cli.evaluation.spectra import effective_resolution_km, wavelengths_km
 from wm2cli.grid import Grid
@@ -100,8 +101,12 @@ def evaluate(options: Options, on_progress: Progress = lambda what, done, total:
         matches=matches, forecasts=forecasts, truth=OnGrid(truth, grid, labels),
         climatology=None if climatology is None else OnGrid(climatology, grid, labels), against=against, grid=grid,
         regions=regions, skip_missing=options.skip_missing, spectra=_spectral(labels),
-        maps=_mapped(matches) if options.maps else ((), ()), orography=_orography(truth, climatology, grid),
+        maps=_mapped(matches) if options.maps else ((), ()),
+        rain=_rainy(labels, climatology, matches) if climatology is not None and climatology.grid == grid else (),
+        orography=_orography(truth, climatology, grid),
     )  # fmt: skip
+    if climatology is not None and climatology.grid != grid and _rainy(labels, climatology, matches):
+        left.append("no SEEPS: its classes are on another grid than the scores, and cannot be regridded")
     tally = score(work, options.workers or os.cpu_count() or 1, on_progress, options.scheduler)
     metadata = provenance.metadata(
         forecasts, truth, climatology, against, matches, grid, regions.names, skip_missing=options.skip_missing,
@@ -188,6 +193,15 @@ def _spectral(labels: Sequence[str]) -> tuple[int, ...]:
     return chosen or tuple(range(min(4, len(labels))))
 
 
+def _rainy(labels: Sequence[str], climatology: Climatology, matches: Matches) -> tuple[int, ...]:
+    """Channels that the climatology has the classes of SEEPS for."""
+    init, leads = next(iter(matches.pairs.items()))
+    valid = init + np.timedelta64(leads[0], "h")
+    return tuple(number for number, label in enumerate(labels)
+                 if split_label(label)[0].window_hours in DRY_BELOW_M
+                 and climatology.rain_classes(label, valid) is not None)  # fmt: skip
+
+
 def _mapped(matches: Matches) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Channels and leads that maps are kept of."""
     channels = [number for label in HEADLINE for number, one in enumerate(matches.labels) if one == label]
@@ -208,7 +222,13 @@ def _result(work: Work, tally: Tally, metadata: dict[str, Any], *, warnings: tup
             notes: tuple[str, ...]) -> Evaluation:  # fmt: skip
     labels, leads = work.matches.labels, work.matches.leads
     winds = wind_labels(labels)
-    scores = {name: _with_winds(made.scores(), labels, winds) for name, made in tally.accumulators.items()}
+    scores = {}
+    for name, made in tally.accumulators.items():
+        tables = made.scores()
+        if name in tally.seeps:
+            with np.errstate(invalid="ignore"):
+                tables["seeps"] = tally.seeps[name][..., 0] / tally.seeps[name][..., 1]
+        scores[name] = _with_winds(tables, labels, winds)
     inits = np.array(tally.inits)
     errors = {name: np.stack(tables) for name, tables in tally.mse.items()}
     comparisons = {
@@ -270,14 +290,11 @@ def _checks(work: Work, tally: Tally, scores: dict[str, Array], spectra: dict[st
                 made[prefix + name] = np.nansum(tables[prefix + name], axis=0)
         for name in ("hydrostatic_rmse", "geostrophic_rmse"):
             if prefix + name in tables:
-                made[prefix + name] = np.sqrt(np.nanmean(tables[prefix + name] ** 2, axis=0))
+                made[prefix + name] = np.sqrt(_mean(tables[prefix + name] ** 2))
         if prefix + "humidity_values" in tables:
-            lowest = tables[prefix + "humidity_lowest"]
-            made[prefix + "humidity_lowest"] = np.fmin.reduce(lowest, axis=0)
-            negative, values = (
-                np.nansum(tables[prefix + name], axis=0) for name in ("humidity_negative", "humidity_values")
-            )
-            made[prefix + "humidity_negative_share"] = negative / values
+            share = tables[prefix + "humidity_negative"] / tables[prefix + "humidity_values"]
+            made[prefix + "humidity_negative_share"] = _mean(share)
+            made[prefix + "humidity_lowest"] = np.fmin.reduce(tables[prefix + "humidity_lowest"], axis=0)
         if prefix + "dry_mass" in tables:
             drifts = [drift_per_day(work.matches.leads, mass) for mass in tables[prefix + "dry_mass"]]
             good = [drift for drift in drifts if np.isfinite(drift)]
@@ -291,6 +308,13 @@ def _checks(work: Work, tally: Tally, scores: dict[str, Array], spectra: dict[st
         first = _first_headline(spectra["labels"])
         made["effective_resolution_km"] = spectra["effective_resolution_km"][:, first]
     return made
+
+
+def _mean(table: Array) -> Array:
+    """(N, T) -> (T,): mean over the inits that have the lead; NaN where none has."""
+    valid = np.isfinite(table)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(valid, table, 0.0).sum(axis=0) / valid.sum(axis=0))
 
 
 def _first_headline(labels: Sequence[str]) -> int:

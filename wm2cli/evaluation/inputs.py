@@ -14,7 +14,7 @@ import numpy as np
 
 from wm2cli.analysis.snapshot import Snapshot
 from wm2cli.errors import DataError
-from wm2cli.evaluation.datasets import Axis, Fields, Values, label_of, order_of, split_label
+from wm2cli.evaluation.datasets import Axis, Fields, Values, label_of, order_of, split_label, variable_of
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import Inventory, plain_name, time_text
 from wm2cli.reading.inputs import kind_of, open_files
@@ -366,6 +366,24 @@ class Climatology:
         """(C, H, W) for a time of any year."""
         hour, day = _hour_and_day(time)
         return self._fields.read(labels, {"hour": self._hours[hour], "dayofyear": self._days[day]})
+
+    def rain_classes(self, label: str, time: np.datetime64) -> tuple[Values, Values] | None:
+        """What SEEPS asks of the climate: the fraction of dry cases, and the sum in m from which on rain is heavy.
+
+        Returns:
+            (H, W) each, or None where the climatology does not hold them for this channel.
+        """
+        mine: dict[str, str] = {}
+        for name in map(str, self._fields.dataset.data_vars):
+            plain, found, kind = name.rpartition("_seeps_")
+            known = variable_of(plain) if found else None
+            if known is not None and known.name == label:
+                mine[kind] = name
+        if not {"dry_fraction", "threshold"} <= set(mine):
+            return None
+        hour, day = _hour_and_day(time)
+        place: dict[Axis, int] = {"hour": self._hours[hour], "dayofyear": self._days[day]}
+        return self._fields.read_named(mine["dry_fraction"], place), self._fields.read_named(mine["threshold"], place)
 
     def static(self) -> Mapping[str, Values]:
         """Fields constant in time."""

@@ -22,6 +22,7 @@ from wm2cli.evaluation.inputs import Forecasts, OnGrid, on_grid
 from wm2cli.evaluation.matching import Init, Matches
 from wm2cli.evaluation.physics import check_state
 from wm2cli.evaluation.regions import Regions
+from wm2cli.evaluation.seeps import DRY_BELOW_M, seeps
 from wm2cli.evaluation.spectra import band_spectrum
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import time_text
@@ -47,6 +48,7 @@ class Work:
         spectra: Numbers of the channels whose spectra are wanted.
         maps: Numbers of channels, and leads, of which maps of error and bias are wanted.
         orography: (H, W) in m, for the mass budget.
+        rain: Numbers of the channels that SEEPS is wanted of.
     """
 
     matches: Matches
@@ -60,6 +62,7 @@ class Work:
     spectra: tuple[int, ...] = ()
     maps: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     orography: Values | None = None
+    rain: tuple[int, ...] = ()
 
     @property
     def systems(self) -> dict[str, int]:
@@ -84,6 +87,7 @@ class Tally:
         mse: System -> N arrays (T, C): mean square error over the first region, NaN where there is no pair.
         spectra: `forecast` and `truth` -> (T, S, K) sums of spectra; `count` is theirs.
         maps: (2, M, P, H, W) sums of the difference and of its square at M leads for P channels.
+        seeps: System -> (T, C, R, 2) sums of SEEPS and of the weights of the places where it is defined.
         checks: Name -> N arrays (T,) of `physics.check_state`; `truth_` before the name for the truth.
     """
 
@@ -95,6 +99,7 @@ class Tally:
     maps: Any = None
     maps_count: Any = None
     checks: list[dict[str, Array]] = field(default_factory=list)
+    seeps: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
     def of(cls, work: Work) -> Tally:
@@ -105,6 +110,8 @@ class Tally:
             for name, members in work.systems.items()
         })  # fmt: skip
         made.mse = {name: [] for name in work.systems}
+        if work.rain:
+            made.seeps = {name: np.zeros((leads, channels, len(work.regions.names), 2)) for name in work.systems}
         waves = work.grid.lon.size // 2 + 1
         made.spectra = {name: np.zeros((leads, len(work.spectra), waves)) for name in ("forecast", "truth")}
         made.spectra_count = np.zeros(leads, np.int64)
@@ -118,6 +125,8 @@ class Tally:
         for name, accumulator in self.accumulators.items():
             accumulator.merge(other.accumulators[name])
             self.mse[name] += other.mse[name]
+        for name, table in self.seeps.items():
+            table += other.seeps[name]
         self.inits += other.inits
         self.checks += other.checks
         for name in self.spectra:
@@ -219,6 +228,8 @@ def score_init(work: Work, init: Init) -> Tally:
                         # The climatology has no anomaly: half of the sums would be zeros.
                         normal = None if name == "climatology" else climatology
                         errors[name][place] = accumulator.add(place, values, truth, normal)[:, 0]
+                        for channel in work.rain:
+                            _add_seeps(work, tally.seeps[name][place, channel], channel, values, truth, valid)
             except DataError as error:
                 where = f"{time_text(init)} + {lead} h: {error.message}"
                 raise DataError(where, problems=error.problems, hint=error.hint) from error
@@ -250,6 +261,21 @@ def _add_rest(work: Work, tally: Tally, lead: int, forecast: Values, truth: Valu
         for name, value in check_state(values, work.matches.labels, work.grid, work.orography).items():
             table = checks.setdefault(prefix + name, np.full(len(work.matches.leads), np.nan))
             table[place] = value
+
+
+def _add_seeps(work: Work, sums: Array, channel: int, forecast: Values, truth: Values, valid: Init) -> None:
+    """SEEPS of one pair: adds to (R, 2) sums."""
+    label = work.matches.labels[channel]
+    series: Any = None if work.climatology is None else work.climatology.series
+    classes = None if series is None else series.rain_classes(label, valid)
+    if classes is None:
+        return
+    amount = forecast.mean(axis=0)[channel] if forecast.ndim == 4 else forecast[channel]
+    dry, heavy = (np.asarray(part, np.float64) for part in classes)
+    found = seeps(amount, truth[channel], dry, heavy, DRY_BELOW_M[split_label(label)[0].window_hours])
+    valid_cells = np.isfinite(found)
+    sums[:, 0] += work.regions.sums(np.where(valid_cells, found, 0.0))
+    sums[:, 1] += work.regions.sums(valid_cells.astype(np.float64))
 
 
 def _read(work: Work, forecasts: Forecasts, init: Init, leads: Sequence[int]) -> Values:
