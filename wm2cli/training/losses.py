@@ -134,8 +134,9 @@ def keep(model: nn.Module, policy: Keep) -> None:
 
 
 def rollout_loss(
-    model: Model, batch: Batch, weights: Weights, kind: str, policy: Keep = "none", offload: bool = False
-) -> tuple[Tensor, dict[int, float]]:
+    model: Any, batch: Batch, weights: Weights, kind: str, policy: Keep = "none", offload: bool = False,
+    shares: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, dict[int, float]]:  # fmt: skip
     """The loss of some samples, and its part for each lead time.
 
     Encodes once, advances along the tree of steps that reaches all lead times, decodes at these.
@@ -148,6 +149,7 @@ def rollout_loss(
         policy: `none` keeps all activations; `block` the input of each block; `step` (nested) the latent before each
             step, and the inputs of one step's blocks at a time. The gradients are the same to the bit.
         offload: What is kept waits in host memory.
+        shares: Weights of several encoders' latents, where these are trained.
 
     Returns:
         Scalar loss, and the unweighted difference by lead time.
@@ -180,6 +182,7 @@ def rollout_loss(
 
     def follow(latent: Latent, lead: int, tree: Mapping[int, Any]) -> None:
         for hours in sorted(tree):
+
             def step(x: Tensor, time: Any = latent.time, hours: int = hours) -> Tensor:
                 return model.advance(Latent(x, time), hours).x
 
@@ -189,7 +192,7 @@ def rollout_loss(
             follow(later, lead + hours, tree[hours])
 
     with outer:
-        start = model.encode(batch.inputs)
+        start = model.encode(batch.inputs) if shares is None else model.encode(batch.inputs, shares)
         if 0 not in batch.targets:
             squares.append(start.x.float().square().mean())
         visit(start, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class View:
 
     store: Store
     schema: Schema
+    _places: Indices = field(init=False)
 
     def __post_init__(self) -> None:
         have = self.store.schema.channels
@@ -48,8 +49,6 @@ class View:
                 hint="make the store again with `wm2 preprocess`, or choose another model",
             )
         object.__setattr__(self, "_places", np.array([have.index(name) for name in self.schema.channels]))
-
-    _places: Indices
 
     def read(self, indices: Indices) -> State:
         """States at places of the store's time axis."""
@@ -100,7 +99,9 @@ class Samples:
         store = target.store
         problems = []
         if step % store.step_hours:
-            problems.append(f"lead times of {step} h cannot be read from {store.path}, whose step is {store.step_hours} h")
+            problems.append(
+                f"lead times of {step} h cannot be read from {store.path}, whose step is {store.step_hours} h"
+            )
         for name, view in inputs.items():
             if view.store.grid != store.grid:
                 problems.append(f"{view.store.path} for encoder {name} is on {view.store.grid.describe()}, the targets "

@@ -121,7 +121,9 @@ class Validation:
         roots = {kind: np.sqrt(values / len(self.chosen)) for kind, values in sums.items()}
         rmse = {
             name: {
-                str(lead): {kind: float(roots[kind][row, column]) for kind in ("forecast", "persistence", "climatology")}
+                str(lead): {
+                    kind: float(roots[kind][row, column]) for kind in ("forecast", "persistence", "climatology")
+                }
                 for row, lead in enumerate(self.leads)
             }
             for column, name in enumerate(names)
