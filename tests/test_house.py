@@ -17,7 +17,7 @@ LAYERS = [
     {"schema", "grid", "config"},
     {"forcings", "reading", "writing"},
     {"sources"},
-    {"analysis"},
+    {"analysis", "fetch"},
     {"state"},
     {"models"},
     {"checkpoint", "devices"},

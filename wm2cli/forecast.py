@@ -287,7 +287,7 @@ def read_analyses(options: Options, loaded: Checkpoint, groups: Mapping[str, tup
     made = {}
     for done, (name, paths) in enumerate(groups.items()):
         on_progress("reading the analysis", done, len(groups))
-        pieces = source.plan(Request(options.init, tuple(Path(path).expanduser() for path in paths)))
+        pieces = source.plan(Request((options.init,), tuple(Path(path).expanduser() for path in paths)))
         files = [source.fetch(piece, cache_folder() / options.source) for piece in pieces]
         made[name] = prepare(
             source.open(files), model.inputs[name].dynamic, options.init, model.grid, derive=options.derive,

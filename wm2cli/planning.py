@@ -87,7 +87,7 @@ def plan(options: Options) -> Plan:
     source = open_source(options.source)
     reads = []
     for name, paths in groups.items():
-        for piece in source.plan(Request(options.init, tuple(Path(path).expanduser() for path in paths))):
+        for piece in source.plan(Request((options.init,), tuple(Path(path).expanduser() for path in paths))):
             here = Path(piece.request["path"]) if options.source == "file" else None
             found = here.stat().st_size if here is not None and here.is_file() else None
             reads.append({"encoder": name, "piece": piece.key, "bytes": found})
