@@ -15,7 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"schema", "grid", "config"},
-    {"forcings", "reading", "writing"},
+    {"settings"},
+    {"forcings", "reading", "transfer", "writing"},
     {"sources"},
     {"analysis", "fetch"},
     {"state"},
@@ -29,7 +30,7 @@ LAYERS = [
 ]
 """A module imports from its own layer or from those above it, never from below."""
 
-ABOVE_TORCH = set().union(*LAYERS[:5]) | {"cli", "__main__"}
+ABOVE_TORCH = set().union(*LAYERS[:6]) | {"cli", "__main__"}
 
 
 def room(path: Path) -> str:

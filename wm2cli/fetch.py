@@ -6,6 +6,7 @@ when one fails, and waits for what is not published yet. All fields of a time co
 
 from __future__ import annotations
 
+import shutil
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from wm2cli import sources
 from wm2cli.errors import DataError, NotYetError, RemoteError, ResourceError, UsageError, Wm2Error
+from wm2cli.reading.fields import time_text
 from wm2cli.schema import Schema, variable
 from wm2cli.sources import (
     INITIAL_FIELDS,
@@ -232,19 +235,27 @@ def plan(options: Options) -> Plan:
     notes = []
     for request, ladder, note in _requests(options):
         notes += [note] if note else []
-        source = open_source(ladder[0])
-        for piece in source.plan(request):
-            folder = options.access.out or options.access.folder(source.name)
-            held = find(piece, folder) or find(piece, options.access.folder(source.name))
-            rows[piece.key + piece.filename] = {
-                "source": source.name,
-                "key": piece.key,
-                "path": str(held.path if held else folder / piece.filename),
-                "bytes": held.size if held else piece.size,
-                "requests": piece.requests,
-                "cached": held is not None,
-            }
+        rows |= {row["path"]: row for row in rows_of(ladder[0], request, options.access)}
     return Plan(tuple(rows.values()), tuple(dict.fromkeys(notes)))
+
+
+def rows_of(name: str, request: Request, access: Access) -> list[dict[str, Any]]:
+    """The pieces of a request to one source, as `Plan` has them."""
+    source = open_source(name)
+    rows = []
+    for piece in source.plan(request):
+        folder = access.out or access.folder(source.name)
+        held = find(piece, folder) or find(piece, access.folder(source.name))
+        path = held.path if held else folder / piece.filename
+        size = held.size if held else piece.size
+        if not source.keeps:
+            path = source.fetch(piece, folder)  # it lies there already, or nowhere
+            size = path.stat().st_size if path.is_file() else None
+        rows.append({
+            "source": source.name, "key": piece.key, "path": str(path), "bytes": size, "requests": piece.requests,
+            "cached": held is not None or (not source.keeps and size is not None),
+        })  # fmt: skip
+    return rows
 
 
 def tidy(access: Access, keep_bytes: int) -> Pruned:
@@ -293,7 +304,7 @@ def ladder_of(source: str, time: np.datetime64 | None, *, files: bool = False) -
     from wm2cli.sources.era5 import has_key
 
     text = "the latest" if time is None else time_text(time)
-    if time is None or time > now() - ERA5_DELAY:
+    if time is None or time > sources.now() - ERA5_DELAY:
         return ("gfs",), f"source gfs for {text}: ERA5 follows about {ERA5_DELAY.astype(int)} days later"
     if has_key():
         return ("era5",), f"source era5 for {text}: there is a key for the Climate Data Store"
@@ -332,16 +343,6 @@ def obtain(ladder: Sequence[str], request: Request, access: Access, on_progress:
     return replace(got, notes=tuple(dict.fromkeys(got.notes)))
 
 
-def now() -> np.datetime64:
-    """The time it is, UTC."""
-    return np.datetime64(int(clock.time()), "s")
-
-
-def time_text(time: np.datetime64) -> str:
-    """A time as people write it: 2024-01-01T00, with minutes only where there are some."""
-    return str(time.astype("datetime64[m]")).removesuffix(":00")
-
-
 def times_text(times: Sequence[np.datetime64]) -> str:
     """One time, or the first and the last."""
     if not times:
@@ -376,11 +377,11 @@ def _requests(options: Options) -> list[tuple[Request, tuple[str, ...], str | No
 
 
 def _from_source(source: Source, request: Request, latest: bool, access: Access, on_progress: Progress) -> Obtained:
-    notes: list[str] = []
+    notes = [source.attribution] if source.attribution else []
     if latest:
         if not isinstance(source, Publishing):
             raise UsageError(f"the source '{source.name}' has no latest state", hint="give --init a time")
-        request = replace(request, times=(source.latest(request, now()),))
+        request = replace(request, times=(source.latest(request, sources.now()),))
         notes.append(f"the latest of {source.name} is {time_text(request.times[0])}, {_age_text(request.times[0])} old")
     _refuse_old(request, access)
     pieces = source.plan(request)
@@ -414,6 +415,9 @@ def _one_piece(source: Source, piece: Piece, access: Access, on_progress: Progre
 
 
 def _get(source: Source, piece: Piece, folder: Path, on_progress: Progress) -> Got:
+    if piece.size is not None and (free := shutil.disk_usage(folder).free) < piece.size:
+        raise ResourceError(f"{piece.key} needs {piece.size / 1e6:.0f} MB, {folder} has {free / 1e6:.0f} MB",
+                            hint="free some space, or set --cache or WM2_CACHE to a folder with more")  # fmt: skip
     try:
         path = source.fetch(piece, folder, on_progress)
     except OSError as error:
@@ -421,13 +425,15 @@ def _get(source: Source, piece: Piece, folder: Path, on_progress: Progress) -> G
             f"cannot write {piece.filename} to {folder}: {error.strerror or error}",
             hint="free some space, or set --cache or WM2_CACHE to a folder with more",
         ) from error
-    return Got(source.name, piece.key, path, False, find(piece, folder) if path.parent == folder else None)
+    return Got(source.name, piece.key, path, not source.keeps, find(piece, folder) if source.keeps else None)
 
 
 def _refuse_old(request: Request, access: Access) -> None:
     if access.max_age_hours is None:
         return
-    old = [time for time in request.times if now() - time > np.timedelta64(round(access.max_age_hours * 3600), "s")]
+    old = [
+        time for time in request.times if sources.now() - time > np.timedelta64(round(access.max_age_hours * 3600), "s")
+    ]
     if old:
         problems = [f"{time_text(time)} is {_age_text(time)} old" for time in old]
         raise NotYetError(f"older than the {access.max_age_hours:g} h that --max-age allows", problems=problems,
@@ -474,7 +480,7 @@ def _together(failures: Sequence[tuple[str, Wm2Error]], done: int) -> Wm2Error:
         kind = NotYetError if any(isinstance(error, NotYetError) for error in errors) else UsageError
     problems = []
     for what, error in failures:
-        problems.append(f"{what}: {error.message}")
+        problems.append(error.message if error.message.startswith(what) else f"{what}: {error.message}")
         problems += [f"{what}: {line}" for line in error.problems]
     hints = list(dict.fromkeys(error.hint for error in errors if error.hint))
     message = f"{len(failures)} of {len(failures) + done} could not be fetched" if done else "nothing could be fetched"
@@ -482,7 +488,7 @@ def _together(failures: Sequence[tuple[str, Wm2Error]], done: int) -> Wm2Error:
 
 
 def _age_text(time: np.datetime64) -> str:
-    minutes = int((now() - time) / np.timedelta64(1, "m"))
+    minutes = int((sources.now() - time) / np.timedelta64(1, "m"))
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes // 1440} days"

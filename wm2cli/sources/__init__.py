@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,10 +138,15 @@ class Publishing(Protocol):
 
 
 SOURCES: dict[str, str] = {
+    "gfs": "wm2cli.sources.gfs:Gfs",
+    "ifs": "wm2cli.sources.ifs:Ifs",
     "file": "wm2cli.sources.local:LocalFiles",
     "idealized": "wm2cli.sources.idealized:Idealized",
 }
 """Name on the command line -> module and class, imported when asked for."""
+
+OFFLINE_SOURCE = "sample" if "sample" in SOURCES else "idealized"
+"""What to start from where there is no network."""
 
 
 def open_source(name: str) -> Source:
@@ -153,6 +159,11 @@ def open_source(name: str) -> Source:
         raise UsageError(f"unknown source '{name}'", hint=f"sources: {', '.join(SOURCES)}")
     module, made = SOURCES[name].split(":")
     return cast(Source, getattr(importlib.import_module(module), made)())
+
+
+def now() -> np.datetime64:
+    """The time it is, UTC."""
+    return np.datetime64(int(time.time()), "s")
 
 
 def cache_folder() -> Path:
