@@ -372,7 +372,9 @@ def _requests(options: Options) -> list[tuple[Request, tuple[str, ...], str | No
     if options.static:
         from wm2cli.sources.era5 import has_key
 
-        made.append((Request((), schema=_STATIC), ("era5",) if has_key() else ("arco",), None))
+        name = options.source if options.source in ("era5", "arco") else "era5" if has_key() else "arco"
+        own = options.options if options.source == name else {}
+        made.append((Request((), schema=_STATIC, options=own), (name,), None))
     return made
 
 

@@ -308,6 +308,8 @@ class Door:
                 if ranged and start + (length or 0) > _READ_OVER:
                     raise UnusableError(f"{shown(url)}: the server ignores ranges")
                 sink.restart()
+            if not ranged and None not in (length, size) and size != length:
+                raise _AgainError(f"has {size} bytes, {length} were announced", tag=found)
             remember(found)
             self._read(answer, sink, skip, length, found, on_bytes)
         if length is not None and sink.held < length:
@@ -342,7 +344,7 @@ class Door:
                 if length is not None and sink.held >= length:
                     return
         except requests.RequestException as error:
-            raise _AgainError(f"broke off after {sink.held} bytes ({_reason(error)})", tag=tag) from error
+            raise _AgainError(f"broke off after {sink.held} bytes ({reason_of(error)})", tag=tag) from error
 
     @contextmanager
     def _answer(self, url: str, headers: Mapping[str, str]) -> Iterator[requests.Response]:
@@ -354,8 +356,8 @@ class Door:
         except requests.exceptions.SSLError as error:
             hint = "where a proxy inspects traffic, set REQUESTS_CA_BUNDLE to its certificate"
             if "certificate" in str(error).lower():
-                raise RemoteError(f"{shown(url)}: cannot trust the server ({_reason(error)})", hint=hint) from error
-            raise _AgainError(f"the encrypted connection failed ({_reason(error)})", hint=hint) from error
+                raise RemoteError(f"{shown(url)}: cannot trust the server ({reason_of(error)})", hint=hint) from error
+            raise _AgainError(f"the encrypted connection failed ({reason_of(error)})", hint=hint) from error
         except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema,
                 requests.exceptions.TooManyRedirects) as error:  # fmt: skip
             raise RemoteError(f"{shown(url)}: {error}", hint="check the roots in the settings") from error
@@ -363,7 +365,7 @@ class Door:
             # Where there is no network at all, more attempts only make people wait.
             most = 2 if isinstance(error, requests.ConnectionError) and _unreachable(error) else 1000
             raise _AgainError(
-                f"cannot be reached ({_reason(error)})", most=most, hint="check the network, or HTTPS_PROXY"
+                f"cannot be reached ({reason_of(error)})", most=most, hint="check the network, or HTTPS_PROXY"
             ) from error
         try:
             yield answer
@@ -380,7 +382,7 @@ class Door:
         if code == 416:
             raise UnusableError(f"{shown(url)}: shorter than expected ({words})")
         if code in _AGAIN:
-            after = _retry_after(answer.headers.get("Retry-After"))
+            after = retry_after(answer.headers.get("Retry-After"))
             pause = after if after is not None else self.network.first_pause
             # All threads that ask this host slow down together.
             with self._lock:
@@ -459,7 +461,7 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdigit() else None
 
 
-def _retry_after(text: str | None) -> float | None:
+def retry_after(text: str | None) -> float | None:
     """Seconds from `Retry-After`, which is a number or a date; at most an hour."""
     if text is None:
         return None
@@ -475,7 +477,7 @@ def _unreachable(error: Exception) -> bool:
     return any(sign in text for sign in ("resolve", "name or service", "refused", "unreachable", "getaddrinfo"))
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The innermost reason of an error of `requests`, without memory addresses."""
     text = str(error)
     for sign, plain in (

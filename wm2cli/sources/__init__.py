@@ -140,6 +140,8 @@ class Publishing(Protocol):
 SOURCES: dict[str, str] = {
     "gfs": "wm2cli.sources.gfs:Gfs",
     "ifs": "wm2cli.sources.ifs:Ifs",
+    "era5": "wm2cli.sources.era5:Era5",
+    "arco": "wm2cli.sources.arco:Arco",
     "file": "wm2cli.sources.local:LocalFiles",
     "idealized": "wm2cli.sources.idealized:Idealized",
 }

@@ -18,20 +18,8 @@ from wm2cli.reading.inputs import open_files
 from wm2cli.schema import level_text
 from wm2cli.settings import settings
 from wm2cli.sources import Piece, Progress, Request, now, quiet
-from wm2cli.sources.indexed import (
-    Entry,
-    Label,
-    Place,
-    Selection,
-    fetch_piece,
-    grid_of,
-    grid_text,
-    label_text,
-    labels_of,
-    latest,
-    plan_pieces,
-    probe,
-)
+from wm2cli.sources.indexed import Entry, Place, Selection, fetch_piece, latest, plan_pieces, probe
+from wm2cli.sources.labels import Label, grid_of, grid_text, label_text, labels_of
 
 ROOTS = (
     "https://noaa-gfs-bdp-pds.s3.amazonaws.com/",

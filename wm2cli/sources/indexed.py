@@ -20,21 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from wm2cli import sources
-from wm2cli.errors import ConfigError, DataError, NotYetError, RemoteError, UsageError, Wm2Error
-from wm2cli.grid import Grid
-from wm2cli.reading.fields import Field, Inventory, SourceFile, time_text
-from wm2cli.schema import VARIABLES, level_text, value_issues
+from wm2cli.errors import DataError, NotYetError, RemoteError, UsageError, Wm2Error
+from wm2cli.reading.fields import SourceFile, time_text
+from wm2cli.reading.grib import open_grib
 from wm2cli.sources import Piece, Progress, Request
 from wm2cli.sources.cache import keep
+from wm2cli.sources.checks import check_fields
+from wm2cli.sources.labels import Label, digest, grid_of, label_text
 from wm2cli.transfer import AbsentError, Door, Meter, UnusableError, shown
-
-Label = tuple[str, float | None]
-"""Variable and level in hPa."""
-
-MEANS: Mapping[str, tuple[float, float]] = {
-    "t2m": (250.0, 310.0), "d2m": (240.0, 305.0), "msl": (9.8e4, 1.03e5), "tcc": (0.1, 0.95),
-}  # fmt: skip
-"""Between these lies the plain mean over all points, whatever the weather: it tells wrong units within the bounds."""
 
 _END_LENGTH = 4
 _UPLOAD_HOURS = 3.0
@@ -88,34 +81,10 @@ class MismatchError(RemoteError):
     """The bytes are not those that the index promises."""
 
 
-def label_text(label: Label) -> str:
-    """`z500`, `t2m`."""
-    name, level = label
-    return name if level is None else f"{name}{level_text(level)}"
-
-
-def labels_of(request: Request, source: str, known: Iterable[str]) -> tuple[Label, ...]:
-    """The fields of a request.
-
-    Raises:
-        UsageError: Some are not in what the source offers; all are named.
-    """
-    schema, offered = request.schema, set(known)
-    names = (*schema.pressure, *schema.surface)
-    lacks = [name for name in names if name not in offered]
-    if lacks:
-        problems = [f"{name} ({VARIABLES[name].long_name})" for name in lacks]
-        raise UsageError(f"the source '{source}' has no such fields at the time of an analysis", problems=problems,
-                         hint=f"it has {' '.join(sorted(offered))}")  # fmt: skip
-    upper: list[Label] = [(name, float(level)) for name in schema.pressure for level in schema.levels]
-    return (*upper, *((name, None) for name in schema.surface))
-
-
 def plan_pieces(request: Request, source: str, labels: Sequence[Label], grid: str, size: int,
                 requests: int) -> tuple[Piece, ...]:  # fmt: skip
     """A piece a time; names of files tell what is in them apart."""
     parts = tuple(label_text(label) for label in labels)
-    digest = hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:8]
     off = [time for time in request.times if time.astype("datetime64[s]").astype(np.int64) % 21600]
     if off:
         raise UsageError(f"{source} starts at 00, 06, 12 and 18 UTC",
@@ -124,7 +93,7 @@ def plan_pieces(request: Request, source: str, labels: Sequence[Label], grid: st
     for time in request.times:
         text = time_text(time)
         made.append(Piece(
-            f"{source}/{grid}/{text}", f"{source}_{grid}_{text.replace('-', '')}_{digest}.grib2",
+            f"{source}/{grid}/{text}", f"{source}_{grid}_{text.replace('-', '')}_{digest(labels)}.grib2",
             {"time": text, "grid": grid, "fields": [list(label) for label in labels]}, parts, size, requests,
         ))  # fmt: skip
     return tuple(made)
@@ -307,9 +276,9 @@ def _from_place(
     on_progress: Progress,
 ) -> Path:
     on_progress(f"reading {shown(place.index)}", 0, 1)
-    selection, digest = _select(door, place, labels, select)
+    selection, hashed = _select(door, place, labels, select)
     work = folder / f".{piece.filename}.part"
-    origin = {"data": place.data, "index": digest}
+    origin = {"data": place.data, "index": hashed}
     tag = _resume(work, origin)
     runs = merge(selection.entries)
     total = sum(run[-1].length or 0 for run in runs) + sum(run[-1].start - run[0].start for run in runs)
@@ -323,7 +292,8 @@ def _from_place(
                     shutil.copyfileobj(part, stream, 2**20)
         on_progress(f"checking {piece.key}", 0, 1)
         there = tuple(dict.fromkeys(entry.label for entry in selection.entries))
-        check_fields(SourceFile(whole, piece.filename), there, time, grid_of(str(piece.request["grid"])))
+        inventory = open_grib(SourceFile(whole, piece.filename))
+        check_fields(inventory, piece.filename, there, time, grid_of(str(piece.request["grid"])))
         target = keep(piece, whole, folder / piece.filename, urls=[shown(place.data)], notes=selection.notes)
     except (UnusableError, DataError, OSError):
         # Parts of two versions do not belong together, wrong ones are of no use, and a full disk needs the room.
@@ -443,85 +413,3 @@ def run_problem(run: Sequence[Entry], data: bytes) -> str | None:
         if message[-4:] != b"7777":
             return f"{where} do not end with 7777"
     return None
-
-
-def grid_text(degrees: str, source: str, known: Iterable[str]) -> str:
-    """A grid as file names have it: `0p25`.
-
-    Raises:
-        UsageError: Not a spacing that divides the globe.
-    """
-    try:
-        Grid.regular(float(degrees))
-        return f"{float(degrees):.2f}".replace(".", "p")
-    except (ValueError, ConfigError, ZeroDivisionError):
-        raise UsageError(f"the source '{source}' has no grid of '{degrees}' degrees",
-                         hint=f"--option grid= takes {', '.join(known)}") from None  # fmt: skip
-
-
-def grid_of(text: str) -> Grid:
-    """The grid that `grid_text` names."""
-    return Grid.regular(float(text.replace("p", ".")))
-
-
-def check_fields(file: SourceFile, labels: Sequence[Label], time: np.datetime64, grid: Grid | None = None) -> None:
-    """Makes sure that a file holds these fields for this time, on one global grid, with possible values.
-
-    Args:
-        grid: The one it must be; any global grid when None.
-
-    Raises:
-        DataError: Everything that is wrong.
-    """
-    from wm2cli.reading.grib import open_grib
-
-    inventory = open_grib(file)
-    problems = [line for lines in inventory.problems.values() for line in lines]
-    fields: list[Field] = []
-    for label in labels:
-        fields += _fields_of(inventory, label, time, problems)
-    axes = fields[0].axes if fields else None
-    if axes is not None:
-        problems += axes.issues()
-        if grid is not None and not axes.same_as_grid(grid):
-            problems.append(f"the grid is {axes.describe()}, expected {grid.describe()}")
-        problems += [f"{item.label} is on {item.axes.describe()}, others on {axes.describe()}"
-                     for item in fields if not item.axes.same_as(axes)]  # fmt: skip
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        for lines in pool.map(_value_problems, fields):
-            problems += lines
-    if problems:
-        raise DataError(f"{file.label} is not what was asked for", problems=problems,
-                        hint="try again later, or another --source")  # fmt: skip
-
-
-def _fields_of(inventory: Inventory, label: Label, time: np.datetime64, problems: list[str]) -> list[Field]:
-    name, level = label
-    found = inventory.find(name, level)
-    if not found and name == "q":
-        found = inventory.find("r", level)
-    right = [item for item in found if item.valid_time == time and item.base_time == time]
-    if not right:
-        others = ", ".join(sorted({f"{time_text(item.base_time)} for {time_text(item.valid_time)}" for item in found
-                                   if item.base_time is not None and item.valid_time is not None}))  # fmt: skip
-        problems.append(f"{label_text(label)} is not there" + (f"; it is there from {others}" if others else ""))
-        return []
-    if len(right) > 1:
-        first = right[0].read(allow_missing=True)
-        if not all(np.array_equal(first, item.read(allow_missing=True), equal_nan=True) for item in right[1:]):
-            problems.append(f"{label_text(label)} is there {len(right)} times, with different values")
-    return right[:1]
-
-
-def _value_problems(item: Field) -> list[str]:
-    try:
-        values = item.read(allow_missing=True)
-    except DataError as error:
-        return [str(error)]
-    issues = value_issues(VARIABLES[item.variable], values, item.level)
-    if not issues and item.variable in MEANS:
-        low, high = MEANS[item.variable]
-        mean = float(values.mean(dtype=np.float64))
-        if not low <= mean <= high:
-            issues.append(f"{item.label} is {mean:.6g} in the mean, possible are {low:g} to {high:g}: wrong unit")
-    return issues
