@@ -217,10 +217,10 @@ def fetch(options: Options, on_progress: Progress = quiet) -> Result:
             failures.append((times_text(request.times), error))
             continue
         obtained.append(got)
-        notes += got.notes
+        notes += [*got.notes, open_source(got.source).attribution]
     if failures:
         raise _together(failures, len(obtained))
-    return Result(tuple(obtained), tuple(dict.fromkeys(notes)))
+    return Result(tuple(obtained), tuple(dict.fromkeys(filter(None, notes))))
 
 
 def plan(options: Options) -> Plan:
@@ -379,7 +379,7 @@ def _requests(options: Options) -> list[tuple[Request, tuple[str, ...], str | No
 
 
 def _from_source(source: Source, request: Request, latest: bool, access: Access, on_progress: Progress) -> Obtained:
-    notes = [source.attribution] if source.attribution else []
+    notes: list[str] = []
     if latest:
         if not isinstance(source, Publishing):
             raise UsageError(f"the source '{source.name}' has no latest state", hint="give --init a time")

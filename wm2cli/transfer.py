@@ -191,12 +191,12 @@ class Door:
         found, size = self._pull(url, start, length, sink, tag, on_bytes, ranged=start > 0 or length is not None)
         return Reply(bytes(sink.data), found, size)
 
-    def download(self, url: str, path: Path, size: int, *, on_bytes: Callable[[int, bool], None]) -> None:
+    def download(self, url: str, path: Path, size: int | None, *, on_bytes: Callable[[int, bool], None]) -> None:
         """A whole object into a file; what an earlier run left there is continued when it is of the same version.
 
         Args:
             path: Unfinished file; a note of what it is from lies beside it until it is complete.
-            size: Bytes of the object.
+            size: Bytes of the object; None when only the server knows.
             on_bytes: Gets counts of bytes, and whether they were fetched now.
 
         Raises:
@@ -212,7 +212,7 @@ class Door:
             path.unlink(missing_ok=True)
         sink = _File(path)
         try:
-            if sink.held > size:
+            if size is not None and sink.held > size:
                 sink.restart()
             on_bytes(sink.held, False)
 
@@ -222,7 +222,7 @@ class Door:
             def pull(known: str | None) -> None:
                 self._pull(url, 0, size, sink, known, lambda n: on_bytes(n, True), ranged=False, remember=remember)
 
-            if sink.held < size:
+            if size is None or sink.held < size:
                 try:
                     pull(tag)
                 except UnusableError:
