@@ -15,9 +15,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"schema", "grid", "config"},
-    {"forcings", "reading", "writing"},
+    {"settings"},
+    {"forcings", "reading", "transfer", "writing"},
     {"sources"},
-    {"analysis", "store"},
+    {"analysis", "fetch", "store"},
     {"preprocessing"},
     {"state"},
     {"models"},
