@@ -242,6 +242,14 @@ def level_text(level_hpa: float) -> str:
     return f"{level_hpa:g}"
 
 
+def channel_label(name: str, level_hpa: float | None = None) -> str:
+    """A channel as people write it: `z500`, `t2m`; `u100hPa`, since `u100` is the wind 100 m above the ground."""
+    if level_hpa is None:
+        return name
+    label = f"{name}{level_text(level_hpa)}"
+    return f"{label}hPa" if label in VARIABLES else label
+
+
 @dataclass(frozen=True)
 class Schema:
     """What a model reads or writes; the order as written is the channel order.
@@ -284,7 +292,7 @@ class Schema:
     @property
     def channels(self) -> tuple[str, ...]:
         """Labels of all dynamic channels in order: `z50 ... q1000 t2m ...`."""
-        upper = tuple(f"{name}{level_text(level)}" for name in self.pressure for level in self.levels)
+        upper = tuple(channel_label(name, level) for name in self.pressure for level in self.levels)
         return upper + self.surface
 
     @property
@@ -347,7 +355,7 @@ def value_issues(known: Variable, values: Any, level_hpa: float | None = None) -
     """
     import numpy as np
 
-    label = known.name if level_hpa is None else f"{known.name}{level_text(level_hpa)}"
+    label = channel_label(known.name, level_hpa)
     missing = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
     if missing:
         return [f"{label} has {missing} missing or infinite values of {np.size(values)}"]
