@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"schema", "grid", "config"},
-    {"settings"},
+    {"bundled", "settings"},
     {"forcings", "reading", "transfer", "writing"},
     {"sources"},
     {"analysis", "fetch", "store"},

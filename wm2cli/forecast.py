@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 import wm2cli
 from wm2cli import checkpoint, weights
 from wm2cli.analysis import Analysis, prepare
-from wm2cli.checkpoint import Checkpoint
+from wm2cli.checkpoint import Checkpoint, Header
 from wm2cli.devices import Precision, autocast, describe, resolve_device, resolve_precision
 from wm2cli.errors import CheckpointError, RemoteError, ResourceError, UsageError, ValuesError
 from wm2cli.fetch import Access, Obtained, ladder_of, obtain
@@ -36,6 +36,8 @@ FORMAT = 1
 """Format number of the JSON documents of this command."""
 
 UNTRAINED = "untrained weights: the fields in this file are no forecast of any weather"
+SIMULATED = "weights trained on simulated weather: no operational skill, do not use this for real decisions"
+SIMULATED_START = "the initial state is simulated weather, not an analysis of any real day"
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def forecast(options: Options, on_progress: Progress = quiet) -> Result:
         raise ResourceError(f"out of memory on {device}", hint="`wm2 forecast --plan` tells what is needed; try "
                             "--device cpu, --precision bf16, or smaller weights") from error  # fmt: skip
     ended = time.monotonic()
-    warnings = () if loaded.header.trained else (UNTRAINED,)
+    warnings = cautions(loaded.header, [got.source for got in obtained.values()])
     return Result(
         path=options.target, init=np.datetime_as_string(options.start, unit="m"), leads_hours=leads,
         bytes=options.target.stat().st_size, sha256_weights=loaded.sha256, weights=loaded.header.name,
@@ -401,9 +403,21 @@ def provenance(options: Options, loaded: Checkpoint, obtained: Mapping[str, Obta
         attributes["initial_conditions_urls"] = "\n".join(dict.fromkeys(urls))
     if any(thanks):
         attributes["acknowledgement"] = "\n".join(dict.fromkeys(filter(None, thanks)))
-    if not header.trained:
-        attributes["warning"] = UNTRAINED
+    if warnings := cautions(header, [got.source for got in obtained.values()]):
+        attributes["warning"] = "\n".join(warnings)
+        if SIMULATED in warnings or SIMULATED_START in warnings:
+            attributes["wm2_kind"] = "simulated"
     return attributes
+
+
+def cautions(header: Header, names: Sequence[str]) -> tuple[str, ...]:
+    """What must be said wherever a forecast of these weights from these sources is shown."""
+    said = [] if header.trained else [UNTRAINED]
+    if header.training.get("kind") == "simulated":
+        said.append(SIMULATED)
+    if set(names) & {"sample", "simulation"}:
+        said.append(SIMULATED_START)
+    return tuple(said)
 
 
 def refuse_existing(options: Options) -> None:

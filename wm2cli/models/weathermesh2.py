@@ -536,14 +536,15 @@ def _identity(model: WeatherMesh2) -> None:
     What the decoder writes and no encoder reads starts at its mean. Encoders share the columns of the fields they
     share, so that their latents mean the same from the start.
     """
-    config, decoder = model.config, model.decoder
+    config: WeatherMesh2Config = model.config
+    decoder: Any = model.decoder
     schema, width = config.schema_out, config.width
     upper = _columns(width, len(schema.pressure), config.patch)  # (C, V, levels, rows, columns)
     decoder.pressure.weight.copy_(upper)
     first = config.encoders[0].schema
     names = [*first.surface, *(f"extra{i}" for i in range(len(first.forcing) + model.constants.shape[0]))]
     known = dict(zip(names, _columns(width, len(names), config.patch[1:]).unbind(1), strict=True))
-    nn.init.zeros_(decoder.pressure.bias) if decoder.pressure.bias is not None else None
+    nn.init.zeros_(decoder.pressure.bias)
     for layer in (decoder.final[1].conv2, decoder.final[1].shortcut):
         nn.init.zeros_(layer.weight)
     if decoder.shortcut is not None:
@@ -551,7 +552,8 @@ def _identity(model: WeatherMesh2) -> None:
         for index, name in enumerate(schema.surface):
             if name in known:
                 decoder.shortcut.weight[:, index] = known[name]
-    for encoder, settings in zip(model.encoders.values(), config.encoders, strict=True):
+    encoders: dict[str, Any] = dict(model.encoders.items())
+    for encoder, settings in zip(encoders.values(), config.encoders, strict=True):
         read = settings.schema
         for index, name in enumerate(read.pressure):
             encoder.pressure.weight[:, index] = upper[:, schema.pressure.index(name)]
@@ -573,7 +575,7 @@ def _columns(width: int, fields: int, patch: tuple[int, ...]) -> Tensor:
     """(C, fields, *patch): orthonormal columns where the latent is wide enough for all of them."""
     values = fields * math.prod(patch)
     if width >= values:
-        basis = torch.linalg.qr(torch.randn(width, values))[0]
+        basis: Tensor = torch.linalg.qr(torch.randn(width, values))[0]
     else:  # only inputs that are never read back can be too many
         basis = torch.randn(width, values) / math.sqrt(width)
     return basis.reshape(width, fields, *patch)

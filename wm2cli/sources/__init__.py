@@ -143,11 +143,13 @@ SOURCES: dict[str, str] = {
     "era5": "wm2cli.sources.era5:Era5",
     "arco": "wm2cli.sources.arco:Arco",
     "file": "wm2cli.sources.local:LocalFiles",
+    "sample": "wm2cli.sources.sample:Sample",
+    "simulation": "wm2cli.sources.simulation:Simulation",
     "idealized": "wm2cli.sources.idealized:Idealized",
 }
 """Name on the command line -> module and class, imported when asked for."""
 
-OFFLINE_SOURCE = "sample" if "sample" in SOURCES else "idealized"
+OFFLINE_SOURCE = "sample"
 """What to start from where there is no network."""
 
 

@@ -530,7 +530,7 @@ class _Run:
 
         self._previous: dict[int, Any] = {}
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in map(int, (signal.SIGINT, signal.SIGTERM)):
                 self._previous[number] = signal.signal(number, heard)
         except ValueError:  # not the main thread: whoever runs us there has signals of their own
             self._previous = {}
@@ -565,7 +565,7 @@ class _Log:
             except ImportError as error:
                 raise ResourceError(f"TensorBoard is not installed: {error}", hint="pip install 'wm2cli[tensorboard]'"
                                     ) from error  # fmt: skip
-            self._events = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.resumed_at)  # type: ignore[no-untyped-call]
+            self._events = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.resumed_at)
 
     def step(self, report: Step) -> None:
         """A line for a step."""

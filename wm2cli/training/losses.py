@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from wm2cli.errors import DataError
 from wm2cli.grid import Grid
 from wm2cli.models import Latent, Model
+from wm2cli.models.layers import Transformer
 from wm2cli.rollout import step_plan
 from wm2cli.schema import Schema
 from wm2cli.state import Normalizer, State
@@ -129,7 +130,7 @@ def difference(predicted: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], w
 def keep(model: nn.Module, policy: Keep) -> None:
     """Sets what the transformers of a model keep for the backward pass."""
     for module in model.modules():
-        if hasattr(module, "recompute"):
+        if isinstance(module, Transformer):
             module.recompute = policy != "none"
 
 
@@ -184,7 +185,8 @@ def rollout_loss(
         for hours in sorted(tree):
 
             def step(x: Tensor, time: Any = latent.time, hours: int = hours) -> Tensor:
-                return model.advance(Latent(x, time), hours).x
+                advanced: Tensor = model.advance(Latent(x, time), hours).x
+                return advanced
 
             x = checkpoint(step, latent.x, use_reentrant=False) if policy == "step" else step(latent.x)
             later = Latent(x, latent.time + np.timedelta64(hours, "h"))
