@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,9 @@ from wm2cli.schema import VARIABLES, Variable, value_issues
 
 Fields = NDArray[np.float32]
 
-_BLOCK_BYTES = 96 * 2**20
-"""Of a block's values on the grid of the store, or of one variable on that of the inputs."""
+_BLOCK_BYTES = 24 * 2**20
+"""Of a block's values on the grid of the store, or of one variable on that of the inputs. Larger arrays than 32 MiB are
+given back to the system each time (glibc), and getting them again costs as much as computing with them."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ def read_block(plan: Plan, first: int, stop: int) -> tuple[Fields, list[Problem]
     """
     out = np.empty((stop - first, len(plan.schema.channels), *plan.grid.shape), np.float32)
     problems: list[Problem] = []
+    with ExitStack() as stack:
+        for holder in plan.holders(first, stop):
+            stack.enter_context(holder)
+        _read_columns(plan, first, stop, out, problems)
+    return out, problems
+
+
+def _read_columns(plan: Plan, first: int, stop: int, out: Fields, problems: list[Problem]) -> None:
     for column in plan.columns:
         try:
             values = _read_column(plan, column, first, stop, problems)
@@ -81,7 +91,6 @@ def read_block(plan: Plan, first: int, stop: int) -> tuple[Fields, list[Problem]
                 if wanted.how == "between":
                     made = between(made, values[:, levels.index(wanted.lower)], wanted.weight)
             out[:, channel] = made if plan.source == plan.grid else plan.source.regrid_to(plan.grid, made)
-    return out, problems
 
 
 def _read_column(plan: Plan, column: Column, first: int, stop: int, problems: list[Problem]) -> Fields:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -114,12 +116,23 @@ class Plan:
             number = [origin.level for origin in column.origins].index(wanted.upper)
         return self.series[int(column.origins[number].track.series[place, 0])].origin
 
+    @cached_property
+    def tracks(self) -> tuple[Track, ...]:
+        """All tracks, each once."""
+        every = [track for column in self.columns for origin in column.origins
+                 for track in (origin.track, origin.temperature) if track is not None]  # fmt: skip
+        return tuple({id(track): track for track in every}.values())
+
+    def holders(self, first: int, stop: int) -> list[AbstractContextManager[object]]:
+        """What keeps the files of some times open while they are read."""
+        numbers = {int(number) for track in self.tracks for number in np.unique(track.series[first:stop])}
+        return list({id(self.series[number].holder): self.series[number].holder for number in sorted(numbers)}.values())
+
     def cuts(self) -> NDArray[np.int64]:
         """Places on the time axis at which any variable goes over to another file, 0 and T among them."""
         changes = np.zeros(self.time.size + 1, bool)
         changes[[0, -1]] = True
-        tracks = {id(origin.track): origin.track for column in self.columns for origin in column.origins}
-        for track in tracks.values():
+        for track in self.tracks:
             changes[1:-1] |= (np.diff(track.series, axis=0) != 0).any(axis=1)
         return np.flatnonzero(changes)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wm2cli.store import Fields, transform
+from wm2cli.store import Fields, apply_logarithm
 
 Array = NDArray[np.float64]
 
@@ -40,12 +40,13 @@ class Moments:
         return cls(0, np.zeros(channels), np.zeros(channels))
 
     @classmethod
-    def of(cls, values: Fields) -> Moments:
-        """Of (n, C, H, W) values, each grid point for one."""
+    def of(cls, values: Fields, before: Fields | None = None) -> Moments:
+        """Of (n, C, H, W) values, or of their changes since others; each grid point counts for one."""
         channels = values.shape[1]
         mean, squares = np.zeros(channels), np.zeros(channels)
-        for channel in range(channels):
-            flat = values[:, channel].astype(np.float64).ravel()
+        for channel in range(channels):  # one at a time stays in the processor's cache
+            part = values[:, channel] if before is None else values[:, channel] - before[:, channel]
+            flat = part.astype(np.float64).ravel()
             mean[channel] = flat.mean()
             flat -= mean[channel]
             squares[channel] = flat @ flat
@@ -114,7 +115,13 @@ class Gatherer:
         Returns:
             The moments of these alone, as f(x).
         """
-        made = transform(values, self._floor)
+        earlier = 0 if self._held is None else len(self._held)
+        both = np.empty((earlier + len(values), *values.shape[1:]), np.float32)
+        if self._held is not None:
+            both[:earlier] = self._held
+        both[earlier:] = values
+        made = both[earlier:]
+        apply_logarithm(made, self._floor)
         places = np.arange(place, place + len(made))
         own = Moments.of(made)
         mine = self._counted[places] & (places >= self._first)
@@ -122,16 +129,18 @@ class Gatherer:
             self.sums = Sums(self.sums.values.merge(own), self.sums.changes)
         elif mine.any():
             self.sums = Sums(self.sums.values.merge(Moments.of(made[mine])), self.sums.changes)
-        held = made if self._held is None else np.concatenate([self._held, made])
-        begin = place + len(made) - len(held)  # of what is held
+        begin = place - earlier
         changes = dict(self.sums.changes)
         for lag, before in changes.items():
             ends = places[mine & (places - lag >= begin)]
-            ends = ends[self._counted[ends - lag]]
-            if ends.size:
-                changes[lag] = before.merge(Moments.of(held[ends - begin] - held[ends - lag - begin]))
+            ends = ends[self._counted[ends - lag]] - begin
+            if ends.size and ends[-1] - ends[0] + 1 == ends.size:
+                first, stop = int(ends[0]), int(ends[-1]) + 1
+                changes[lag] = before.merge(Moments.of(both[first:stop], both[first - lag : stop - lag]))
+            elif ends.size:
+                changes[lag] = before.merge(Moments.of(both[ends], both[ends - lag]))
         self.sums = Sums(self.sums.values, changes)
-        self._held = held[-max(changes) :] if changes else None
+        self._held = both[-max(changes) :].copy() if changes else None
         return own
 
 

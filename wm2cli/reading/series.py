@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ class Series:
         file: The file it is in.
         load: Reads (places, levels) -> (n, L, H, W) float32 in canonical order and our unit, NaN where missing; L is 1
             without levels.
+        holder: What keeps the file open while it is entered, where opening is slow.
     """
 
     variable: str
@@ -60,6 +62,7 @@ class Series:
     origin: str
     file: SourceFile = field(repr=False)
     load: Callable[[NDArray[np.int64], Sequence[int]], Values] = field(repr=False)
+    holder: AbstractContextManager[object] = field(default_factory=nullcontext, repr=False)
 
     def read(self, places: NDArray[np.int64], levels: Sequence[float] = ()) -> Values:
         """Values at some times and levels.
@@ -296,6 +299,7 @@ def _of_block(reader: Reader, block: Block) -> Series:
         axes=block.layout.axes, origin=f"{reader.file.label} {block.name}", file=reader.file,
         load=partial(_load_block, reader.handle, block.name, block.dims, time_dim, level_dim, block.layout,
                      (block.scale, block.offset)),
+        holder=reader.handle,
     )  # fmt: skip
 
 
