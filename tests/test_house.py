@@ -23,7 +23,7 @@ LAYERS = [
     {"state"},
     {"models"},
     {"checkpoint", "devices"},
-    {"rollout", "weights"},
+    {"rollout", "weights", "preprocess"},
     {"forecast", "training", "doctor"},
     {"planning"},
     {"cli"},

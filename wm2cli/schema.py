@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 GRAVITY = 9.80665
 """Standard gravity in m s-2 (WMO, CGPM 1901): geopotential = GRAVITY x geopotential height."""
 
+LOG_FLOOR_M = 1e-7
+"""Added to precipitation in metres before the logarithm: a ten-thousandth of a millimetre counts as dry."""
+
 Kind = Literal["pressure", "surface", "static"]
 Statistic = Literal["point", "sum", "mean", "maximum", "minimum"]
 
@@ -235,6 +238,11 @@ def variable(name: str) -> Variable:
     near = difflib.get_close_matches(name, VARIABLES, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else f"known variables: {', '.join(VARIABLES)}"
     raise UsageError(f"unknown variable '{name}'", hint=hint)
+
+
+def log_floors(names: Iterable[str]) -> dict[str, float]:
+    """The variables among some that are normalised as ln(value + floor), sums of precipitation, with their floors."""
+    return {name: LOG_FLOOR_M for name in names if name.removesuffix("_6h") in ("lsp", "cp", "tp")}
 
 
 def level_text(level_hpa: float) -> str:

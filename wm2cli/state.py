@@ -16,13 +16,11 @@ from torch import Tensor
 
 from wm2cli.errors import CheckpointError, DataError, UsageError
 from wm2cli.grid import Grid
-from wm2cli.schema import VARIABLES, Schema, channel_label, standard_height, standard_temperature
+from wm2cli.schema import LOG_FLOOR_M as LOG_FLOOR_M
+from wm2cli.schema import VARIABLES, Schema, channel_label, log_floors, standard_height, standard_temperature
 
 if TYPE_CHECKING:
     import xarray as xr
-
-LOG_FLOOR_M = 1e-7
-"""Added to precipitation in metres before the logarithm: a ten-thousandth of a millimetre counts as dry."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +187,7 @@ class Normalizer:
                     mean[key], std[key] = _nominal_upper(name, level)
             for name in schema.surface:
                 mean[name], std[name] = _NOMINAL_SURFACE[name]
-                if name.removesuffix("_6h") in ("lsp", "cp", "tp"):
-                    floors[name] = LOG_FLOOR_M
+            floors |= log_floors(schema.surface)
         return cls(mean, std, {}, floors)
 
 

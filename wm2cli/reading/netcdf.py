@@ -83,9 +83,10 @@ class _UnusableError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How the last two dimensions of a variable lie, and what brings them into canonical order."""
+    """How the maps of a variable lie in its dimensions of latitude and longitude, and what brings them into order."""
 
     axes: Axes
+    dims: tuple[str, str]
     lon_first: bool
     flip: bool
     roll: int
@@ -93,6 +94,13 @@ class Layout:
     def arrange(self, values: NDArray[Any]) -> Values:
         """Two-dimensional values as stored -> (H, W) float32 in canonical order."""
         return canonical_order(values.T if self.lon_first else values, self.flip, self.roll)
+
+    def arrange_all(self, values: NDArray[Any]) -> Values:
+        """(n, L, two dimensions as stored) -> (n, L, H, W) float32 in canonical order."""
+        maps = np.swapaxes(values, -1, -2) if self.lon_first else values
+        if not self.flip and not self.roll:
+            return np.ascontiguousarray(maps, np.float32)
+        return np.ascontiguousarray(np.roll(maps[..., :: -1 if self.flip else 1, :], self.roll, axis=-1), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,7 +337,7 @@ class Reader:
             except DataError as error:
                 raise _UnusableError(f"has a grid that cannot be used: {error.message}") from None
         axes, flip, roll = self.layouts[lat, lon]
-        return Layout(axes, variable.dimensions.index(lon) < variable.dimensions.index(lat), flip, roll)
+        return Layout(axes, (lat, lon), variable.dimensions.index(lon) < variable.dimensions.index(lat), flip, roll)
 
     def _statistic(
         self, name: str, attributes: Mapping[str, Any], known: Variable, window: float | None

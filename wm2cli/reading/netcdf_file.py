@@ -60,6 +60,16 @@ class Handle:
             finally:
                 self._close()
 
+    def times_in_chunk(self, name: str, dim: str | None) -> int:
+        """How many places along a dimension are unpacked together."""
+        with self, LOCK:
+            variable = self.dataset.variables[name]
+            chunk = variable.chunking()
+            return chunk[variable.dimensions.index(dim)] if isinstance(chunk, list) and dim is not None else 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Handle, (self.file,)
+
     def _open(self) -> None:
         import netCDF4
 
