@@ -391,12 +391,14 @@ class _Run:
     def _validation(self, stage: Stage) -> Validation | None:
         if not self.ranks.first:
             return None
-        step = min(self.model.steps)
-        leads = tuple(lead for lead in self.recipe.validation_leads if self._reachable(stage, lead, step))
+        hours = self.stores[stage.data].step_hours
+        leads = tuple(lead for lead in self.recipe.validation_leads
+                      if lead % min(self.model.steps) == 0 and lead % hours == 0)  # fmt: skip
         if not leads:
+            self.told.note(f"no validation in stage {stage.name}: no lead time of {stage.data} is asked for")
             return None
         try:
-            samples = self._samples(stage, "validation", max(leads), step=1 if step < 6 else 6)
+            samples = self._samples(stage, "validation", max(leads), step=hours)
         except DataError as error:
             self.told.note(f"no validation in stage {stage.name}: {error.message}")
             return None
@@ -412,9 +414,6 @@ class _Run:
             lambda done, total: self.told.progress("fitting a climatology", done, total),
         )
         return Validation(samples, chosen, leads, climatology)
-
-    def _reachable(self, stage: Stage, lead: int, step: int) -> bool:
-        return lead % step == 0 and lead % self.stores[stage.data].step_hours == 0
 
     def _validate(self, validation: Validation) -> None:
         current = self._swap()
