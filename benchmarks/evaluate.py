@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -51,11 +52,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     leads = np.arange(arguments.step, 337, arguments.step)
     inits = START + np.arange(arguments.inits) * np.timedelta64(24, "h")
     times = START + np.arange(0, (arguments.inits + 14) * 24 + 1, arguments.step) * np.timedelta64(1, "h")
-    write(folder, inits, leads, times)
+    write(folder, inits, leads, times, arguments.step)
     say(f"{len(inits)} inits x {len(leads)} leads x 70 channels on {GRID.describe()}")
     reading = timed(lambda: read_all(folder / "forecast.zarr"))
     say(f"reading every chunk: {reading:.2f} s")
-    chosen = Options((folder / "forecast.zarr",), truth=str(folder / "truth.zarr"),
+    chosen = Options((folder / "forecast.zarr",), truth=(str(folder / "truth.zarr"),),
                      climatology=folder / "climatology.zarr", workers=arguments.workers)  # fmt: skip
     found: dict[str, Any] = {}
     ours = timed(lambda: found.update(evaluation=evaluate(chosen)))
@@ -115,7 +116,7 @@ def scores(values: xr.Dataset, truth: xr.Dataset, normal: xr.Dataset, weights: x
     }  # fmt: skip
 
 
-def write(folder: Path, inits: Any, leads: Any, times: Any) -> None:
+def write(folder: Path, inits: Any, leads: Any, times: Any, step: int) -> None:
     """Random fields around the standard atmosphere, a chunk a time."""
     random = np.random.default_rng(1)
     axes: dict[str, Any] = {
@@ -126,7 +127,7 @@ def write(folder: Path, inits: Any, leads: Any, times: Any) -> None:
     leading = {
         "truth": {"time": times},
         "forecast": {"init_time": inits, "lead_time": leads.astype("timedelta64[h]").astype("timedelta64[ns]")},
-        "climatology": {"hour": np.arange(0, 24, 6), "dayofyear": np.arange(1, 367)},
+        "climatology": {"hour": np.arange(0, 24, min(24, step)), "dayofyear": np.arange(1, 367)},
     }
     for kind, first in leading.items():
         coordinates = {name: np.asarray(v, "datetime64[ns]") if v.dtype.kind == "M" else v for name, v in first.items()}
@@ -142,9 +143,10 @@ def write(folder: Path, inits: Any, leads: Any, times: Any) -> None:
             )  # fmt: skip
             centre, spread = climate(name)
             pattern = random.normal(size=(64, *space)).astype(np.float32)
-            for number, index in enumerate(np.ndindex(shape)):
-                field = pattern[number % 64] + (0 if kind == "truth" else 0.5 * pattern[(number * 7 + 3) % 64])
-                array[index] = centre + spread * field
+            for first in range(shape[0]):
+                numbers = first * math.prod(shape[1:]) + np.arange(math.prod(shape[1:]))
+                field = pattern[numbers % 64] + (0 if kind == "truth" else 0.5 * pattern[(numbers * 7 + 3) % 64])
+                array[first] = (centre + spread * field).reshape(array.shape[1:])
         zarr.consolidate_metadata(folder / f"{kind}.zarr")
 
 

@@ -64,6 +64,11 @@ FLAGS = {
     "--hours",
     "--step",
     "--source",
+    "--option",
+    "--cache",
+    "--offline",
+    "--wait",
+    "--max-age",
     "--input",
     "--weights",
     "--out",
@@ -236,7 +241,7 @@ def test_static_fields_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     from wm2cli.sources.idealized import Idealized
 
     source = Idealized()
-    file = source.fetch(source.plan(Request(np.datetime64("2024-01-01")))[0], tmp_path)
+    file = source.fetch(source.plan(Request((np.datetime64("2024-01-01"),)))[0], tmp_path)
     path = tmp_path / "tiny.safetensors"
     assert run(["weights", "init", "--preset", "tiny", "--static", str(file), "--out", str(path)]) == 0
     capsys.readouterr()

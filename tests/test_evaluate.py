@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(folder: Path, *forecasts: str, **more: Any) -> Options:
     """An evaluation of files in the folder."""
-    how = {"truth": str(folder / "truth.nc"), "climatology": folder / "climatology.nc", "workers": 1} | more
+    how = {"truth": (str(folder / "truth.nc"),), "climatology": folder / "climatology.nc", "workers": 1} | more
     return Options(tuple(folder / name for name in forecasts), **how)
 
 
@@ -179,7 +179,7 @@ def test_a_training_store_is_a_truth(folder: Path, tmp_path: Path) -> None:
         "provenance": {"kind": "simulated", "title": "made up"},
         "fingerprint": fingerprint_of(table, GRID, when, np.zeros((when.size, 32), np.uint8)),
     })  # fmt: skip
-    found = evaluate(options(folder, "forecast.nc", truth=str(path)))
+    found = evaluate(options(folder, "forecast.nc", truth=(str(path),)))
     same(evaluate(options(folder, "forecast.nc")), found)
     assert found.metadata["truth_kind"] == "simulated"
     assert any("simulated weather" in line for line in found.warnings)
@@ -189,7 +189,7 @@ def test_a_training_store_is_a_truth(folder: Path, tmp_path: Path) -> None:
 def test_other_grids_are_refused_or_regridded_on_both_sides(folder: Path, tmp_path: Path) -> None:
     fine = Grid.regular(11.25, "cells")
     write_truth(tmp_path / "fine.nc", grid=fine)
-    how = {"truth": str(tmp_path / "fine.nc"), "climatology": None}
+    how = {"truth": (str(tmp_path / "fine.nc"),), "climatology": None}
     with pytest.raises(DataError, match="different grids") as caught:
         evaluate(options(folder, "forecast.nc", **how))
     assert len(caught.value.problems) == 2
@@ -207,7 +207,7 @@ def test_other_grids_are_refused_or_regridded_on_both_sides(folder: Path, tmp_pa
 
 def test_pairs_without_truth_are_listed(folder: Path, tmp_path: Path) -> None:
     write_truth(tmp_path / "short.nc", days=1)
-    found = evaluate(options(folder, "many.zarr", truth=str(tmp_path / "short.nc")))
+    found = evaluate(options(folder, "many.zarr", truth=(str(tmp_path / "short.nc"),)))
     assert found.count.tolist() == [1, 1, 1]
     (text,) = found.unmatched.values()
     assert "2024-02-28T00 + 6, 12, 24 h" in text
@@ -216,7 +216,7 @@ def test_pairs_without_truth_are_listed(folder: Path, tmp_path: Path) -> None:
 
 def test_without_the_start_there_is_no_persistence(folder: Path, tmp_path: Path) -> None:
     write_truth(tmp_path / "late.nc", change=lambda made: made.isel(time=slice(1, None)))
-    found = evaluate(options(folder, "forecast.nc", truth=str(tmp_path / "late.nc")))
+    found = evaluate(options(folder, "forecast.nc", truth=(str(tmp_path / "late.nc"),)))
     assert "persistence" not in found.scores
     assert any("lacks the inits 2024-02-27T00" in note for note in found.notes)
 
@@ -307,9 +307,9 @@ def test_missing_cells(folder: Path, tmp_path: Path) -> None:
 
     write_truth(tmp_path / "holed.nc", change=hole)
     with pytest.raises(DataError, match=r"2024-02-27T00 \+ 24 h: missing") as caught:
-        evaluate(options(folder, "forecast.nc", truth=str(tmp_path / "holed.nc")))
+        evaluate(options(folder, "forecast.nc", truth=(str(tmp_path / "holed.nc"),)))
     assert any("truth: 1 of" in line for line in caught.value.problems)
-    found = evaluate(options(folder, "forecast.nc", truth=str(tmp_path / "holed.nc"), skip_missing=True))
+    found = evaluate(options(folder, "forecast.nc", truth=(str(tmp_path / "holed.nc"),), skip_missing=True))
     error = forecast_at("t2m", None, START, 24) - truth_at("t2m", None, START + 24 * HOUR)
     weights = WEIGHTS.copy()
     weights[2, 3] = 0
@@ -445,24 +445,36 @@ def test_threshold_texts() -> None:
 
 def test_a_forecast_of_the_sample_brings_its_truth(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    sample = tmp_path / "sample"
-    sample.mkdir()
     write_forecast(tmp_path / "forecast.nc", attributes={"initial_conditions_source": "sample"})
+    write_truth(tmp_path / "truth.nc", attributes={"wm2_kind": "simulated"})
+    there: dict[np.datetime64, Path] = {}
+    monkeypatch.setattr("wm2cli.bundled.sample_truth", there.get)
+    monkeypatch.setattr("wm2cli.bundled.sample_climatology", lambda: folder / "climatology.nc")
     assert run(["evaluate", str(tmp_path / "forecast.nc")]) == 2
     assert "no truth" in capsys.readouterr().err
-    write_truth(sample / "truth.nc", attributes={"wm2_kind": "simulated"})
-    monkeypatch.setattr("wm2cli.evaluation.provenance._SAMPLE", sample)
+    there[START.astype("datetime64[s]")] = tmp_path / "truth.nc"
     assert run(["evaluate", str(tmp_path / "forecast.nc"), "--json"]) == 0
     streams = capsys.readouterr()
     assert "bundled ones of the sample" in streams.err
     assert "warning: simulated weather" in streams.err
-    assert json.loads(streams.out)["metadata"]["forecast_kind"] == "simulated"
-    assert bundled_truth({"initial_conditions_source": "gfs"}, sample) is None
+    document = json.loads(streams.out)
+    assert document["metadata"]["forecast_kind"] == "simulated"
+    assert document["metadata"]["climatology"] == "climatology.nc"
+    assert bundled_truth({"initial_conditions_source": "gfs"}, [START]) is None
+    assert bundled_truth({"initial_conditions_source": "sample"}, [START, START + HOUR]) is None
+
+
+def test_a_truth_in_several_files(folder: Path, tmp_path: Path) -> None:
+    for number, part in enumerate((slice(0, 6), slice(6, None))):
+        write_truth(tmp_path / f"{number}.nc", change=lambda made, part=part: made.isel(time=part))
+    found = evaluate(options(folder, "many.zarr", truth=tuple(str(tmp_path / f"{number}.nc") for number in (1, 0))))
+    same(evaluate(options(folder, "many.zarr")), found)
+    assert found.metadata["truth"] == "1.nc and 1 more"
 
 
 def test_sources_serve_as_truth(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WM2_CACHE", str(tmp_path))
-    found = evaluate(options(folder, "forecast.nc", truth="idealized", climatology=None, leads_hours=(6,),
+    found = evaluate(options(folder, "forecast.nc", truth=("idealized",), climatology=None, leads_hours=(6,),
                              variables=("z500", "t2m")))  # fmt: skip
     assert found.metadata["truth"] == "idealized"
     assert found.value("rmse", "z500", 6, system="persistence") == 0  # one state, the same for every time
@@ -520,7 +532,7 @@ def test_ifs_analyses_as_persistence_forecasts_of_each_other(tmp_path: Path) -> 
     lat, lon = np.arange(90.0, -91, -10), np.arange(0.0, 360, 10)
     axes = {"time": inits[:1], "prediction_timedelta": leads, "level": [500, 850], "latitude": lat, "longitude": lon}
     save(xr.Dataset(data, axes), tmp_path / "held.nc")
-    found = evaluate(Options((tmp_path / "held.nc",), truth=str(path), workers=1))
+    found = evaluate(Options((tmp_path / "held.nc",), truth=(str(path),), workers=1))
     bounds = np.deg2rad([90, *np.arange(85.0, -86, -10), -90])
     weights = np.repeat((np.sin(bounds[:-1]) - np.sin(bounds[1:]))[:, None], 36, axis=1)
     for short in names:
@@ -536,6 +548,6 @@ def test_ifs_analyses_as_persistence_forecasts_of_each_other(tmp_path: Path) -> 
     assert found.value("rmse", "z500", 36) / GRAVITY == pytest.approx(64, rel=0.25)
     # The forecasts in the same file, six hours long, verified against nothing at their valid times.
     with pytest.raises(DataError, match="not one valid time"):
-        evaluate(Options((path,), truth=str(path), leads_hours=(6,), workers=1))
-    zero = evaluate(Options((path,), truth=str(path), leads_hours=(0,), workers=1))
+        evaluate(Options((path,), truth=(str(path),), leads_hours=(6,), workers=1))
+    zero = evaluate(Options((path,), truth=(str(path),), leads_hours=(0,), workers=1))
     assert (zero.table("rmse")[:, : len(zero.labels)] == 0).all()

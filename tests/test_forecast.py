@@ -250,7 +250,7 @@ def test_a_wrong_init_says_which_times_there_are(options: Options, tmp_path: Pat
     source = Idealized()
     from wm2cli.sources import Request
 
-    piece = source.plan(Request(INIT))[0]
+    piece = source.plan(Request((INIT,)))[0]
     path = source.fetch(piece, tmp_path)
     with pytest.raises(DataError) as caught:
         forecast(replace(options, source="file", inputs=(str(path),), init=np.datetime64("2024-01-02T00", "s")))
@@ -266,7 +266,7 @@ def test_two_encoders_blend(options: Options, tmp_path: Path) -> None:
     from wm2cli.sources.idealized import Idealized
 
     source = Idealized()
-    file = source.fetch(source.plan(Request(INIT))[0], tmp_path)
+    file = source.fetch(source.plan(Request((INIT,)))[0], tmp_path)
     result = forecast(replace(options, weights=str(path), source="file", inputs=(f"gfs={file}", f"hres={file}")))
     with xr.open_dataset(result.path) as made:
         assert made.attrs["encoders"] == "gfs, hres"

@@ -157,7 +157,7 @@ def test_grib_and_netcdf_together(tmp_path: Path) -> None:
 def test_the_source_plans_fetches_and_opens(tmp_path: Path) -> None:
     path = write_grib(tmp_path / "a.grib", [("t", 500)])
     source = open_source("file")
-    pieces = source.plan(Request(np.datetime64("2024-01-01T06", "s"), (path,)))
+    pieces = source.plan(Request((np.datetime64("2024-01-01T06", "s"),), (path,)))
     files = [source.fetch(piece, tmp_path / "elsewhere") for piece in pieces]
     assert files == [path]
     assert not (tmp_path / "elsewhere").exists()
@@ -166,7 +166,7 @@ def test_the_source_plans_fetches_and_opens(tmp_path: Path) -> None:
 
 def test_the_source_needs_files() -> None:
     with pytest.raises(UsageError, match="needs files"):
-        open_source("file").plan(Request(np.datetime64("2024-01-01T06", "s")))
+        open_source("file").plan(Request((np.datetime64("2024-01-01T06", "s"),)))
 
 
 def test_an_unknown_source_names_those_there_are() -> None:

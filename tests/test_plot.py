@@ -106,7 +106,7 @@ def test_plot_writes_pictures(folder: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_footer_says_that_weather_is_simulated(folder: Path) -> None:
-    from wm2cli.evaluation.inputs import open_forecasts
+    from wm2cli.evaluation.forecasts import open_forecasts
     from wm2cli.evaluation.plot import _footer
 
     assert "SIMULATED WEATHER" in _footer(open_forecasts([folder / "forecast.nc"]))
@@ -161,7 +161,7 @@ def test_the_report_needs_nothing_else(folder: Path, tmp_path: Path, capsys: pyt
 
 
 def test_published_models_are_drawn_where_comparable(folder: Path) -> None:
-    found = evaluate(Options((folder / "forecast.nc",), truth=str(folder / "truth.nc"), workers=1))
+    found = evaluate(Options((folder / "forecast.nc",), truth=(str(folder / "truth.nc"),), workers=1))
     curves = {"z500": published.curves("rmse", "z500")}
     figure = plots.draw_curves(found, "rmse", ["z500", "t2m"], curves)
     lines = figure.axes[0].get_lines()
@@ -175,7 +175,7 @@ def test_published_models_are_drawn_where_comparable(folder: Path) -> None:
 def test_names_in_the_page_are_text(folder: Path, tmp_path: Path) -> None:
     write_truth(tmp_path / "truth.nc", days=1, attributes={"source": "<script>alert(1)</script>"})
     write_forecast(tmp_path / "forecast.nc", leads=(6,))
-    found = evaluate(Options((tmp_path / "forecast.nc",), truth=str(tmp_path / "truth.nc"), workers=1))
+    found = evaluate(Options((tmp_path / "forecast.nc",), truth=(str(tmp_path / "truth.nc"),), workers=1))
     page = render(found)
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

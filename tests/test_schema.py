@@ -134,3 +134,9 @@ def test_issues_with_lists_every_problem_at_once() -> None:
 def test_values_in_a_wrong_unit_are_noticed(name: str, level: float | None, wrong: float) -> None:
     """Height for geopotential, Celsius, g/kg, hPa and percent."""
     assert value_issues(VARIABLES[name], np.full((2, 2), wrong), level)
+
+
+def test_no_two_channels_have_one_name() -> None:
+    schema = Schema(("u", "v"), (100, 1000), ("u10", "u100", "v100"))
+    # `u100` is the wind at 100 m: as statistics by label the one at 100 hPa would take its place.
+    assert schema.channels == ("u100hPa", "u1000", "v100hPa", "v1000", "u10", "u100", "v100")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import wm2cli
 from wm2cli.config import from_mapping, to_mapping
-from wm2cli.errors import CheckpointError, ResourceError, Wm2Error
+from wm2cli.errors import CheckpointError, ResourceError, ValuesError, Wm2Error
 from wm2cli.grid import Grid
 from wm2cli.models import MODELS, Model
 from wm2cli.state import Normalizer
@@ -79,7 +79,9 @@ class Checkpoint:
     path: Path
 
 
-def save(path: Path, model: Model, header: Header, static: Mapping[str, Tensor]) -> None:
+def save(
+    path: Path, model: Model, header: Header, static: Mapping[str, Tensor], *, half: bool = False
+) -> None:  # fmt: skip
     """Writes a checkpoint; the name appears only when the file is complete.
 
     Args:
@@ -87,13 +89,18 @@ def save(path: Path, model: Model, header: Header, static: Mapping[str, Tensor])
         model: The network whose parameters are stored.
         header: As described above; its digest is filled in here.
         static: Static fields by name, (H, W).
+        half: Store the network's parameters as float16, which has 11 bits; they are float32 again when loaded.
 
     Raises:
         ResourceError: The folder does not exist, is not writable, or the disk is full.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError("only torch modules can be saved")
-    tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    kind = torch.float16 if half else torch.float32
+    tensors = {f"model.{name}": value.detach().to("cpu", kind).contiguous()
+               for name, value in model.state_dict().items()}  # fmt: skip
+    if half and not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise ValuesError("these weights are too large for 16 bits", hint="store them in 32 bits")
     tensors |= {f"static.{name}": value.detach().cpu().float().contiguous() for name, value in static.items()}
     tensors["grid.lat"] = torch.from_numpy(model.grid.lat.copy())
     tensors["grid.lon"] = torch.from_numpy(model.grid.lon.copy())
@@ -171,7 +178,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: its tensors do not match the digest in its header",
                               hint="copy or download the file again")  # fmt: skip
     static = {name.removeprefix("static."): value for name, value in tensors.items() if name.startswith("static.")}
-    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    weights = {name.removeprefix("model."): value.float() for name, value in tensors.items()
+               if name.startswith("model.")}  # fmt: skip
     model = _build(path, header, tensors, static)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     problems = [f"{name} is missing" for name in wanted if name not in weights]

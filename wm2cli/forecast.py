@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,23 @@ from torch import Tensor
 import wm2cli
 from wm2cli import checkpoint, weights
 from wm2cli.analysis import Analysis, prepare
-from wm2cli.checkpoint import Checkpoint
+from wm2cli.checkpoint import Checkpoint, Header
 from wm2cli.devices import Precision, autocast, describe, resolve_device, resolve_precision
-from wm2cli.errors import CheckpointError, ResourceError, UsageError, ValuesError
+from wm2cli.errors import CheckpointError, RemoteError, ResourceError, UsageError, ValuesError
+from wm2cli.fetch import Access, Obtained, ladder_of, obtain
 from wm2cli.grid import Grid
 from wm2cli.rollout import rollout, step_plan
 from wm2cli.schema import VARIABLES, Schema, level_text, variable
-from wm2cli.sources import Request, cache_folder, open_source
+from wm2cli.sources import OFFLINE_SOURCE, Progress, Request, open_source, quiet
 from wm2cli.state import State
 from wm2cli.writing import Crop, FileSize, ForecastWriter, check_space, crop, estimate_bytes
 
 FORMAT = 1
 """Format number of the JSON documents of this command."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many parts are done, and how many there are."""
-
 UNTRAINED = "untrained weights: the fields in this file are no forecast of any weather"
+SIMULATED = "weights trained on simulated weather: no operational skill, do not use this for real decisions"
+SIMULATED_START = "the initial state is simulated weather, not an analysis of any real day"
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,12 @@ class Options:
     """Everything that `wm2 forecast` can be told; the flags of the same names.
 
     Args:
-        init: Valid time of the initial fields, UTC.
+        init: Valid time of the initial fields, UTC; None is the latest there is.
         hours: Length of the forecast.
         step: Output interval in hours.
-        source: Where the analysis comes from (`wm2cli.sources.SOURCES`).
+        source: Where the analysis comes from (`wm2cli.sources.SOURCES`), several to be tried in order, or `auto`.
+        source_options: See `wm2cli.sources.Request`.
+        access: How the analysis is got.
         inputs: Files of the analysis; `NAME=PATH` gives a file to one of several encoders.
         weights: Checkpoint; `WM2_WEIGHTS` or the bundled default when None.
         out: NetCDF file; `wm2_<init>.nc` in the current folder when None.
@@ -65,10 +67,12 @@ class Options:
         command_line: Goes into the file.
     """
 
-    init: np.datetime64
+    init: np.datetime64 | None
     hours: int
     step: int = 6
-    source: str = "file"
+    source: str = "auto"
+    source_options: Mapping[str, str] = field(default_factory=dict)
+    access: Access = field(default_factory=Access)
     inputs: tuple[str, ...] = ()
     weights: str | None = None
     out: Path | None = None
@@ -89,8 +93,18 @@ class Options:
     @property
     def target(self) -> Path:
         """The output file."""
-        text = np.datetime_as_string(self.init, unit="h").replace("-", "")
-        return self.out or Path(f"wm2_{text}.nc")
+        return self.out or Path(f"wm2_{np.datetime_as_string(self.start, unit='h').replace('-', '')}.nc")
+
+    @property
+    def start(self) -> np.datetime64:
+        """The valid time of the initial fields.
+
+        Raises:
+            UsageError: It is not known yet which is the latest.
+        """
+        if self.init is None:
+            raise UsageError("what is latest is only known by asking the network", hint="give --init a time")
+        return self.init
 
 
 @dataclass(frozen=True)
@@ -136,10 +150,12 @@ class Result:
         return {"format": FORMAT, **{name: plain(value) for name, value in vars(self).items()}}
 
 
-def forecast(options: Options, on_progress: Progress = lambda what, done, total: None) -> Result:
+def forecast(options: Options, on_progress: Progress = quiet) -> Result:
     """Runs a forecast and writes it.
 
     Raises:
+        RemoteError: A remote refused or failed.
+        NotYetError: The analysis is not published yet, or too old.
         UsageError: Impossible lead times, unknown variables, an existing output.
         DataError: The analysis lacks something or is not what it should be; everything is listed.
         CheckpointError: The weights are missing, damaged, or untrained without `allow_untrained`.
@@ -148,7 +164,8 @@ def forecast(options: Options, on_progress: Progress = lambda what, done, total:
     """
     started = time.monotonic()
     leads = lead_times(options)
-    refuse_existing(options)
+    if options.init is not None or options.out is not None:
+        refuse_existing(options)
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -160,17 +177,24 @@ def forecast(options: Options, on_progress: Progress = lambda what, done, total:
     chosen = select(options, model.schema_out, model.grid)
     groups = encoder_inputs(options, model.inputs)
     size = file_size(options, chosen, len(leads))
-    check_space(options.target, size.expected)
-    analyses = read_analyses(options, loaded, groups, on_progress)
+    if options.init is not None:
+        check_space(options.target, size.expected)
+    obtained = obtain_files(options, groups, model.inputs, on_progress)
+    if options.init is None:
+        options = replace(options, init=next(iter(obtained.values())).times[0])
+        refuse_existing(options)
+        check_space(options.target, size.expected)
+    analyses = read_analyses(options, loaded, obtained, on_progress)
     states = {name: State.from_dataset(made.dataset, model.inputs[name], model.grid).to(device)
               for name, made in analyses.items()}  # fmt: skip
     precision = resolve_precision(options.precision, device)
     read = time.monotonic()
-    attributes = provenance(options, loaded, analyses, device, precision)
-    notes = tuple(note for made in analyses.values() for note in made.notes)
+    attributes = provenance(options, loaded, obtained, analyses, device, precision)
+    notes = tuple(note for got in obtained.values() for note in got.notes)
+    notes = tuple(dict.fromkeys((*notes, *(note for made in analyses.values() for note in made.notes))))
     writer = ForecastWriter(
         options.target, pressure=chosen.pressure, levels=chosen.levels, surface=chosen.surface, grid=model.grid,
-        init=options.init, leads_hours=leads, attributes=attributes, region=options.region, lossless=options.lossless,
+        init=options.start, leads_hours=leads, attributes=attributes, region=options.region, lossless=options.lossless,
         overwrite=options.overwrite,
     )  # fmt: skip
     try:
@@ -186,9 +210,9 @@ def forecast(options: Options, on_progress: Progress = lambda what, done, total:
         raise ResourceError(f"out of memory on {device}", hint="`wm2 forecast --plan` tells what is needed; try "
                             "--device cpu, --precision bf16, or smaller weights") from error  # fmt: skip
     ended = time.monotonic()
-    warnings = () if loaded.header.trained else (UNTRAINED,)
+    warnings = cautions(loaded.header, [got.source for got in obtained.values()])
     return Result(
-        path=options.target, init=np.datetime_as_string(options.init, unit="m"), leads_hours=leads,
+        path=options.target, init=np.datetime_as_string(options.start, unit="m"), leads_hours=leads,
         bytes=options.target.stat().st_size, sha256_weights=loaded.sha256, weights=loaded.header.name,
         trained=loaded.header.trained, device=str(device), precision=precision,
         seconds={"read": round(read - started, 3), "run_and_write": round(ended - read, 3)},
@@ -268,7 +292,35 @@ def encoder_inputs(options: Options, inputs: Mapping[str, Schema]) -> dict[str, 
     return groups
 
 
-def read_analyses(options: Options, loaded: Checkpoint, groups: Mapping[str, tuple[str, ...]],
+def obtain_files(options: Options, groups: Mapping[str, tuple[str, ...]], inputs: Mapping[str, Schema],
+                 on_progress: Progress) -> dict[str, Obtained]:  # fmt: skip
+    """The files of the analysis for each encoder, fetched where they are not here.
+
+    Raises:
+        RemoteError: A remote refused or failed; says how to go on without a network.
+        NotYetError: Not published yet, or too old.
+        DataError: What came is not what was asked for.
+        UsageError: No such source, or it cannot serve such a request.
+        ResourceError: The cache cannot be written, or the disk is full.
+    """
+    made: dict[str, Obtained] = {}
+    init = options.init
+    for name, paths in groups.items():
+        ladder, note = ladder_of(options.source, init, files=bool(paths))
+        request = Request(() if init is None else (init,), tuple(Path(path).expanduser() for path in paths),
+                          inputs[name].dynamic, options.source_options)  # fmt: skip
+        try:
+            got = obtain(ladder, request, options.access, on_progress)
+        except RemoteError as error:
+            offline = f"without a network, --source {OFFLINE_SOURCE} shows how wm2 works"
+            error.hint = f"{error.hint}; {offline}" if error.hint else offline
+            raise
+        made[name] = replace(got, notes=((note,) if note else ()) + got.notes)
+        init = got.times[0]
+    return made
+
+
+def read_analyses(options: Options, loaded: Checkpoint, obtained: Mapping[str, Obtained],
                   on_progress: Progress) -> dict[str, Analysis]:  # fmt: skip
     """One analysis for each encoder, on the model's grid and levels.
 
@@ -283,15 +335,12 @@ def read_analyses(options: Options, loaded: Checkpoint, groups: Mapping[str, tup
         {name: (("latitude", "longitude"), values.numpy(), {"units": VARIABLES[name].units})
          for name, values in loaded.static.items()}, axes,
     )  # fmt: skip
-    source = open_source(options.source)
     made = {}
-    for done, (name, paths) in enumerate(groups.items()):
-        on_progress("reading the analysis", done, len(groups))
-        pieces = source.plan(Request(options.init, tuple(Path(path).expanduser() for path in paths)))
-        files = [source.fetch(piece, cache_folder() / options.source) for piece in pieces]
+    for done, (name, got) in enumerate(obtained.items()):
+        on_progress("reading the analysis", done, len(obtained))
         made[name] = prepare(
-            source.open(files), model.inputs[name].dynamic, options.init, model.grid, derive=options.derive,
-            extrapolate=options.extrapolate, static=static if static.data_vars else None,
+            open_source(got.source).open(got.paths), model.inputs[name].dynamic, options.start, model.grid,
+            derive=options.derive, extrapolate=options.extrapolate, static=static if static.data_vars else None,
         )  # fmt: skip
     return made
 
@@ -320,14 +369,17 @@ def check_values(state: State, lead_hours: int) -> None:
                           hint="check the initial fields; trained weights on sound input do not do this")  # fmt: skip
 
 
-def provenance(options: Options, loaded: Checkpoint, analyses: Mapping[str, Analysis], device: torch.device,
+def provenance(options: Options, loaded: Checkpoint, obtained: Mapping[str, Obtained],
+               analyses: Mapping[str, Analysis], device: torch.device,
                precision: str) -> dict[str, str | int | float]:  # fmt: skip
     """Global attributes: everything needed to tell how a file came about."""
     header = loaded.header
     training = str(header.training.get("data", "not stated")) if header.trained else "none: untrained weights"
     files = [f"{name}: {path} sha256={digest}" for name, made in analyses.items() for path, digest in made.files]
     notes = [f"{name}: {note}" for name, made in analyses.items() for note in made.notes]
-    start = np.datetime_as_string(options.init, unit="m")
+    urls = [url for got in obtained.values() for url in got.urls]
+    thanks = [open_source(got.source).attribution for got in obtained.values()]
+    start = np.datetime_as_string(options.start, unit="m")
     attributes: dict[str, str | int | float] = {
         "title": f"{'Forecast' if header.trained else 'Untrained network run'} by {header.model} from {start}Z",
         "source": f"wm2 {wm2cli.__version__}, {header.model}, weights {header.name}",
@@ -337,7 +389,7 @@ def provenance(options: Options, loaded: Checkpoint, analyses: Mapping[str, Anal
         "weights_trained": "yes" if header.trained else "no",
         "weights_training_data": training,
         "weights_licence": header.licence,
-        "initial_conditions_source": options.source,
+        "initial_conditions_source": ", ".join(dict.fromkeys(got.source for got in obtained.values())),
         "initial_conditions_files": "\n".join(files),
         "initial_conditions_processing": "\n".join(notes) or "none",
         "encoders": ", ".join(analyses),
@@ -347,9 +399,25 @@ def provenance(options: Options, loaded: Checkpoint, analyses: Mapping[str, Anal
         f"Python {platform.python_version()}",
         "command_line": options.command_line or "wm2cli.forecast.forecast()",
     }
-    if not header.trained:
-        attributes["warning"] = UNTRAINED
+    if urls:
+        attributes["initial_conditions_urls"] = "\n".join(dict.fromkeys(urls))
+    if any(thanks):
+        attributes["acknowledgement"] = "\n".join(dict.fromkeys(filter(None, thanks)))
+    if warnings := cautions(header, [got.source for got in obtained.values()]):
+        attributes["warning"] = "\n".join(warnings)
+        if SIMULATED in warnings or SIMULATED_START in warnings:
+            attributes["wm2_kind"] = "simulated"
     return attributes
+
+
+def cautions(header: Header, names: Sequence[str]) -> tuple[str, ...]:
+    """What must be said wherever a forecast of these weights from these sources is shown."""
+    said = [] if header.trained else [UNTRAINED]
+    if header.training.get("kind") == "simulated":
+        said.append(SIMULATED)
+    if set(names) & {"sample", "simulation"}:
+        said.append(SIMULATED_START)
+    return tuple(said)
 
 
 def refuse_existing(options: Options) -> None:

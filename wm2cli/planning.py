@@ -12,6 +12,7 @@ import torch
 from wm2cli import checkpoint, weights
 from wm2cli.devices import host_memory, measure_rate, resolve_device, resolve_precision
 from wm2cli.errors import ResourceError
+from wm2cli.fetch import ladder_of, rows_of
 from wm2cli.forecast import (
     FORMAT,
     Options,
@@ -24,7 +25,7 @@ from wm2cli.forecast import (
     select,
 )
 from wm2cli.rollout import count_steps, step_plan
-from wm2cli.sources import Request, open_source
+from wm2cli.sources import Request
 from wm2cli.writing import check_space
 
 BASE_BYTES = 450 * 2**20
@@ -84,15 +85,15 @@ def plan(options: Options) -> Plan:
         problems.append(f"needs about {_gib(host)} of memory, {_gib(have)} are there")
     if device.type == "cuda" and memory > (have := torch.cuda.mem_get_info(device)[0]):
         problems.append(f"needs about {_gib(memory)} on {device}, {_gib(have)} are free")
-    source = open_source(options.source)
-    reads = []
+    reads: list[dict[str, Any]] = []
     for name, paths in groups.items():
-        for piece in source.plan(Request(options.init, tuple(Path(path).expanduser() for path in paths))):
-            here = Path(piece.request["path"]) if options.source == "file" else None
-            found = here.stat().st_size if here is not None and here.is_file() else None
-            reads.append({"encoder": name, "piece": piece.key, "bytes": found})
-            if here is not None and found is None:
-                problems.append(f"there is no file {here}")
+        ladder, _ = ladder_of(options.source, options.start, files=bool(paths))
+        request = Request((options.start,), tuple(Path(path).expanduser() for path in paths),
+                          model.inputs[name].dynamic, options.source_options)  # fmt: skip
+        for row in rows_of(ladder[0], request, options.access):
+            reads.append({"encoder": name, "piece": row["key"], **row})
+            if row["source"] == "file" and not row["cached"]:
+                problems.append(f"there is no file {row['path']}")
     try:
         free = check_space(options.target, size.expected)
     except ResourceError as error:

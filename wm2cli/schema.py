@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 GRAVITY = 9.80665
 """Standard gravity in m s-2 (WMO, CGPM 1901): geopotential = GRAVITY x geopotential height."""
 
+LOG_FLOOR_M = 1e-7
+"""Added to precipitation in metres before the logarithm: a ten-thousandth of a millimetre counts as dry."""
+
 Kind = Literal["pressure", "surface", "static"]
 Statistic = Literal["point", "sum", "mean", "maximum", "minimum"]
 
@@ -237,9 +240,22 @@ def variable(name: str) -> Variable:
     raise UsageError(f"unknown variable '{name}'", hint=hint)
 
 
+def log_floors(names: Iterable[str]) -> dict[str, float]:
+    """The variables among some that are normalised as ln(value + floor), sums of precipitation, with their floors."""
+    return {name: LOG_FLOOR_M for name in names if name.removesuffix("_6h") in ("lsp", "cp", "tp")}
+
+
 def level_text(level_hpa: float) -> str:
     """A level as people write it: 500, 0.1."""
     return f"{level_hpa:g}"
+
+
+def channel_label(name: str, level_hpa: float | None = None) -> str:
+    """A channel as people write it: `z500`, `t2m`; `u100hPa`, since `u100` is the wind 100 m above the ground."""
+    if level_hpa is None:
+        return name
+    label = f"{name}{level_text(level_hpa)}"
+    return f"{label}hPa" if label in VARIABLES else label
 
 
 @dataclass(frozen=True)
@@ -284,7 +300,7 @@ class Schema:
     @property
     def channels(self) -> tuple[str, ...]:
         """Labels of all dynamic channels in order: `z50 ... q1000 t2m ...`."""
-        upper = tuple(f"{name}{level_text(level)}" for name in self.pressure for level in self.levels)
+        upper = tuple(channel_label(name, level) for name in self.pressure for level in self.levels)
         return upper + self.surface
 
     @property
@@ -347,7 +363,7 @@ def value_issues(known: Variable, values: Any, level_hpa: float | None = None) -
     """
     import numpy as np
 
-    label = known.name if level_hpa is None else f"{known.name}{level_text(level_hpa)}"
+    label = channel_label(known.name, level_hpa)
     missing = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
     if missing:
         return [f"{label} has {missing} missing or infinite values of {np.size(values)}"]

@@ -16,13 +16,11 @@ from torch import Tensor
 
 from wm2cli.errors import CheckpointError, DataError, UsageError
 from wm2cli.grid import Grid
-from wm2cli.schema import VARIABLES, Schema, level_text, standard_height, standard_temperature
+from wm2cli.schema import LOG_FLOOR_M as LOG_FLOOR_M
+from wm2cli.schema import VARIABLES, Schema, channel_label, log_floors, standard_height, standard_temperature
 
 if TYPE_CHECKING:
     import xarray as xr
-
-LOG_FLOOR_M = 1e-7
-"""Added to precipitation in metres before the logarithm: a ten-thousandth of a millimetre counts as dry."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +121,7 @@ class Normalizer:
             CheckpointError: Channels without statistics, statistics without channels, or a spread that is not positive.
         """
         needed = {channel for schema in schemas for channel in schema.channels}
-        problems = [f"no statistics for {channel}" for channel in sorted(needed - set(self.mean) & set(self.std))]
+        problems = [f"no statistics for {channel}" for channel in sorted(needed - (set(self.mean) & set(self.std)))]
         problems += [f"statistics for {name}, which is no channel" for name in sorted(set(self.mean) - needed)]
         problems += [f"standard deviation of {name} is {std}" for name, std in self.std.items() if not std > 0]
         if problems:
@@ -185,12 +183,11 @@ class Normalizer:
         for schema in schemas:
             for name in schema.pressure:
                 for level in schema.levels:
-                    key = f"{name}{level_text(level)}"
+                    key = channel_label(name, level)
                     mean[key], std[key] = _nominal_upper(name, level)
             for name in schema.surface:
                 mean[name], std[name] = _NOMINAL_SURFACE[name]
-                if name.removesuffix("_6h") in ("lsp", "cp", "tp"):
-                    floors[name] = LOG_FLOOR_M
+            floors |= log_floors(schema.surface)
         return cls(mean, std, {}, floors)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wm2cli import checkpoint
+from wm2cli import bundled, checkpoint
 from wm2cli.checkpoint import Header
 from wm2cli.errors import CheckpointError, UsageError
 from wm2cli.grid import Grid
@@ -126,19 +127,22 @@ def info(path: Path) -> dict[str, Any]:
 
 
 def resolve(name: str | None) -> Path:
-    """The file behind a weights name: a path, `WM2_WEIGHTS`, or the bundled default.
+    """The file behind a weights name: a path or a bundled name, else `WM2_WEIGHTS`, else the bundled default.
 
     Raises:
-        CheckpointError: Nothing was named and nothing is bundled.
+        CheckpointError: No weights have that name.
     """
-    given = name or os.environ.get("WM2_WEIGHTS")
-    if given:
-        return Path(given).expanduser()
-    raise CheckpointError(
-        "no weights were named, and this version bundles none",
-        hint="give --weights FILE or set WM2_WEIGHTS; `wm2 weights init --preset mini --out mini.safetensors` makes "
-        "untrained ones",
-    )
+    given = name or os.environ.get("WM2_WEIGHTS") or bundled.DEFAULT_WEIGHTS
+    known = bundled.weights() if Path(given).suffix == "" and not Path(given).exists() else {}
+    if given in known:
+        return known[given]
+    path = Path(given).expanduser()
+    if path.suffix == "" and not path.exists():
+        near = difflib.get_close_matches(given, known, n=1)
+        meant = f"did you mean '{near[0]}'? " if near else ""
+        raise CheckpointError(f"there are no weights '{given}'",
+                              hint=f"{meant}bundled are {', '.join(known) or 'none'}; or give a file")  # fmt: skip
+    return path
 
 
 def _grid(path: Path) -> Grid:

@@ -15,7 +15,7 @@ import xarray as xr
 from wm2cli.errors import DataError
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import Field, Inventory, SourceFile, Time, Values, plain_name, time_text
-from wm2cli.schema import VARIABLES, Statistic, level_text, value_issues
+from wm2cli.schema import VARIABLES, Statistic, channel_label, value_issues
 
 
 @dataclass
@@ -193,7 +193,7 @@ class Snapshot:
         if len(found) < 2:
             return found[0] if found else None
         members = sorted({item.member for item in found if item.member is not None})
-        label = name if level is None else f"{name}{level_text(level)}"
+        label = channel_label(name, level)
         if len(members) > 1:
             self._problem(
                 f"{name} is there for {len(members)} ensemble members ({members[0]} to {members[-1]}); "

@@ -75,7 +75,62 @@ def parse_leads(text: str | None) -> tuple[int, ...] | None:
         raise UsageError(f"'{text}' are not leads in hours as 24,72,120") from None
 
 
-def collect(problems: list[str], parse: Callable[[Any], Any], text: str | None) -> Any:
+def parse_times(texts: list[str] | None) -> tuple[np.datetime64 | None, ...]:
+    """UTC instants from times, `latest` (None), lists with commas and ranges `START/END/STEP`, ends included.
+
+    Raises:
+        UsageError: Not such times, or a range that is none.
+    """
+    import numpy as np
+
+    made: list[np.datetime64 | None] = []
+    for text in (part.strip() for given in texts or () for part in given.split(",")):
+        if text == "latest":
+            made.append(None)
+        elif "/" not in text:
+            made.append(parse_time(text))
+        else:
+            parts = text.split("/")
+            if len(parts) != 3:
+                raise UsageError(f"'{text}' is not a range as 2024-01-01T00/2024-01-31T18/6h")
+            start, end = parse_time(parts[0]), parse_time(parts[1])
+            step = np.timedelta64(round((parse_duration(parts[2]) or 0.0) * 3600), "s")
+            if step <= np.timedelta64(0, "s") or end < start:
+                raise UsageError(f"'{text}' is not a range: its end lies before its start, or its step is zero")
+            made += list(np.arange(start, end + np.timedelta64(1, "s"), step))
+    return tuple(dict.fromkeys(made))
+
+
+def parse_duration(text: str | None) -> float | None:
+    """Hours from `3h`, `90m`, `2d`.
+
+    Raises:
+        UsageError: Not such a duration.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|min|h|d)", text.strip())
+    if match is None:
+        raise UsageError(f"'{text}' is not a duration as 3h, 90m or 2d")
+    return float(match[1]) * {"m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0}[match[2]]
+
+
+def parse_options(texts: list[str] | None) -> dict[str, str]:
+    """`KEY=VALUE` as a mapping.
+
+    Raises:
+        UsageError: No such pair, or a key given twice.
+    """
+    made: dict[str, str] = {}
+    for text in texts or ():
+        key, found, value = text.partition("=")
+        if not found or not key or key in made:
+            raise UsageError(f"--option '{text}' is not KEY=VALUE" if key not in made else f"--option {key} twice")
+        made[key] = value
+    return made
+
+
+def collect(problems: list[str], parse: Callable[[Any], Any], text: Any) -> Any:
     try:
         return parse(text)
     except UsageError as error:

@@ -35,7 +35,7 @@ def evaluate(
         ),
     ],
     truth: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="What really happened: a store, a file, or a source to fetch it from. Forecasts from "
             "the bundled sample bring theirs.",
@@ -116,7 +116,7 @@ def evaluate(
     from wm2cli.evaluation.regions import DEFAULT
 
     chosen = command.Options(
-        forecasts=tuple(forecasts), truth=truth, climatology=climatology, against=tuple(against or ()),
+        forecasts=tuple(forecasts), truth=tuple(truth or ()), climatology=climatology, against=tuple(against or ()),
         variables=names(variables), levels=pressures, leads_hours=hours, regions=tuple(region or DEFAULT), grid=grid,
         skip_missing=skip_missing, maps=report is not None, workers=workers, scheduler=scheduler,
         command_line=command_line(),

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from wm2cli.cli.arguments import collect, command_line, names, parse_levels, parse_region, parse_time
+from wm2cli.cli.arguments import (
+    collect,
+    command_line,
+    names,
+    parse_duration,
+    parse_levels,
+    parse_options,
+    parse_region,
+    parse_time,
+)
 from wm2cli.cli.program import Json, app, emit, progress_bar, say
 from wm2cli.errors import UsageError
 
@@ -15,7 +24,11 @@ from wm2cli.errors import UsageError
 @app.command(
     epilog="""[bold]Examples[/bold]
 
-wm2 forecast --init 2024-01-01T00 --days 14 --source file --input analysis.grib --weights wm2-mini.safetensors
+wm2 forecast --init 2024-01-01T00 --days 14
+
+wm2 forecast --init latest --source gfs,ifs --wait 3h --max-age 12h
+
+wm2 forecast --init 2024-01-01T00 --days 14 --input analysis.grib --weights wm2-mini.safetensors
 
 wm2 forecast --init 2024-01-01T00 --hours 48 --step 1 --input pl.nc --input sfc.nc --variables t2m --region 72/-25/34/45
 
@@ -23,14 +36,35 @@ wm2 forecast --init 2024-01-01T00 --source idealized --weights mini.safetensors 
 )
 def forecast(
     init: Annotated[
-        str, typer.Option(help="Valid time of the initial fields, UTC: 2024-01-01T00.", show_default=False)
+        str, typer.Option(help="Valid time of the initial fields, UTC: 2024-01-01T00, or latest.", show_default=False)
     ],
     days: Annotated[float | None, typer.Option(help="Length in days (default 14).", show_default=False)] = None,
     hours: Annotated[int | None, typer.Option(help="Length in hours, instead of --days.", show_default=False)] = None,
     step: Annotated[
         int, typer.Option(help="Hours between outputs: 1, 3, 6, 12 or 24; below 6 the 1 h processor runs.")
     ] = 6,
-    source: Annotated[str, typer.Option(help="Where the analysis comes from: file, idealized.")] = "file",
+    source: Annotated[
+        str,
+        typer.Option(
+            help="Where the analysis comes from: gfs, ifs, era5, arco, file, idealized; several are tried in order: "
+            "gfs,ifs; auto takes the files given, or chooses by date."
+        ),
+    ] = "auto",
+    option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for the source; several may be given.", show_default=False)
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for what is fetched.", envvar="WM2_CACHE", show_default=False)
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only what was fetched before.", envvar="WM2_OFFLINE")
+    ] = False,
+    wait: Annotated[
+        str | None, typer.Option(help="Wait so long for what is not published yet: 3h, 90m.", show_default=False)
+    ] = None,
+    max_age: Annotated[
+        str | None, typer.Option(help="Exit code 5 when the analysis is older: 12h, 2d.", show_default=False)
+    ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,16 +121,22 @@ def forecast(
         problems.append(f"--days {days:g} is not a whole number of hours")
     if precision not in ("auto", "fp32", "bf16"):
         problems.append(f"--precision must be auto, fp32 or bf16, found '{precision}'")
-    instant = collect(problems, parse_time, init)
+    instant = None if init == "latest" else collect(problems, parse_time, init)
+    source_options = collect(problems, parse_options, option)
+    patience = collect(problems, parse_duration, wait)
+    oldest = collect(problems, parse_duration, max_age)
     bounds = collect(problems, parse_region, region)
     pressures = collect(problems, parse_levels, levels)
     if problems:
         raise UsageError("the command line is not possible", problems=problems)
     from wm2cli import forecast as command
+    from wm2cli.fetch import Access
 
     chosen = command.Options(
-        init=instant, hours=int(length), step=step, source=source, inputs=tuple(inputs or ()), weights=weights, out=out,
-        variables=names(variables), levels=pressures, region=bounds, device=device, precision=precision,  # type: ignore[arg-type]
+        init=instant, hours=int(length), step=step, source=source, source_options=source_options,
+        access=Access(cache, None, offline, patience or 0.0, oldest), inputs=tuple(inputs or ()),
+        weights=weights, out=out, variables=names(variables), levels=pressures, region=bounds, device=device,
+        precision=precision,  # type: ignore[arg-type]
         encoder=encoder, threads=threads, derive=derive, extrapolate=extrapolate, overwrite=overwrite,
         allow_untrained=allow_untrained, lossless=lossless, command_line=command_line(),
     )  # fmt: skip
@@ -137,7 +177,8 @@ def _show_plan(document: dict[str, Any]) -> None:
         return "unknown" if count is None else f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
     for read in document["reads"]:
-        table.add_row("read", f"{read['piece']} ({size(read['bytes'])}) by encoder {read['encoder']}")
+        how = "" if read["cached"] else f", to be fetched in about {read['requests']} requests" * bool(read["requests"])
+        table.add_row("read", f"{read['piece']} ({size(read['bytes'])}{how}) by encoder {read['encoder']}")
     held, runs, writes = document["weights"], document["runs"], document["writes"]
     trained = "" if held["trained"] else ", untrained"
     table.add_row(

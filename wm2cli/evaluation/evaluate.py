@@ -15,16 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm2cli.errors import DataError, UsageError
-from wm2cli.evaluation import inputs, provenance
+from wm2cli.evaluation import provenance
 from wm2cli.evaluation.accumulator import vector_rmse
 from wm2cli.evaluation.datasets import Values, split_label
-from wm2cli.evaluation.inputs import Climatology, Forecasts, OnGrid, Series, on_grid
+from wm2cli.evaluation.forecasts import Forecasts, open_forecasts
 from wm2cli.evaluation.matching import Matches, describe_pairs, match, match_channels
 from wm2cli.evaluation.physics import drift_per_day
 from wm2cli.evaluation.regions import DEFAULT, Regions
 from wm2cli.evaluation.results import HEADLINE, NAMED_LEADS_HOURS, Evaluation, wind_labels, wind_parts
 from wm2cli.evaluation.scoring import Progress, Tally, Work, score
 from wm2cli.evaluation.seeps import DRY_BELOW_M
+from wm2cli.evaluation.series import Climatology, OnGrid, Series, SourceSeries, on_grid, open_truth
 from wm2cli.evaluation.significance import block_bootstrap
 from wm2cli.evaluation.spectra import effective_resolution_km, wavelengths_km
 from wm2cli.grid import Grid
@@ -42,7 +43,8 @@ class Options:
 
     Args:
         forecasts: NetCDF files, Zarr stores or GRIB files.
-        truth: Path, or name of a source; None takes the truth bundled with the sample.
+        truth: Paths of files that go together or of a store, or the name of a source; without any, the truth bundled
+            with the sample is taken.
         climatology: NetCDF file or Zarr store by hour and day of year.
         against: A second forecast.
         variables, levels, leads_hours: What to score; everything in common by default.
@@ -56,7 +58,7 @@ class Options:
     """
 
     forecasts: tuple[Path, ...]
-    truth: str | None = None
+    truth: tuple[str, ...] = ()
     climatology: Path | None = None
     against: tuple[Path, ...] = ()
     variables: tuple[str, ...] | None = None
@@ -80,12 +82,12 @@ def evaluate(options: Options, on_progress: Progress = lambda what, done, total:
         RemoteError: The truth's source refused or failed.
     """
     on_progress("opening", 0, 1)
-    forecasts = inputs.open_forecasts(options.forecasts)
-    against = inputs.open_forecasts(options.against) if options.against else None
+    forecasts = open_forecasts(options.forecasts)
+    against = open_forecasts(options.against) if options.against else None
     notes: list[str] = []
-    truth_name, climatology_path = _choose_truth(options, forecasts, notes)
+    truth_names, climatology_path = _choose_truth(options, forecasts, notes)
     climatology = None if climatology_path is None else Climatology(climatology_path)
-    truth = _open_truth(truth_name, options, forecasts)
+    truth = _open_truth(truth_names, options, forecasts)
     others = {"truth": truth.channels}
     if climatology is not None:
         others["climatology"] = climatology.channels
@@ -145,6 +147,15 @@ def choose_grid(text: str, forecasts: Forecasts, truth: Series, climatology: Cli
                 hint="--grid 1.5, --grid forecast or --grid truth regrids all of them conservatively",
             )
         return grids["forecast"]
+    return regular_grid(text)
+
+
+def regular_grid(text: str) -> Grid:
+    """The grid of a spacing in degrees, with the rows that the field uses for it.
+
+    Raises:
+        UsageError: It is no spacing.
+    """
     try:
         spacing = float(text)
     except ValueError:
@@ -154,36 +165,40 @@ def choose_grid(text: str, forecasts: Forecasts, truth: Series, climatology: Cli
     return Grid.regular(spacing, "cells" if spacing in _CELL_GRIDS else "poles")
 
 
-def _choose_truth(options: Options, forecasts: Forecasts, notes: list[str]) -> tuple[str, Path | None]:
+def _choose_truth(options: Options, forecasts: Forecasts, notes: list[str]) -> tuple[tuple[str, ...], Path | None]:
     """The truth that was given, or the one bundled with the sample.
 
     Raises:
         UsageError: None was given and the forecast is not from the sample.
     """
-    if options.truth is not None:
+    if options.truth:
         return options.truth, options.climatology
-    found = provenance.bundled_truth(forecasts.attributes)
+    found = provenance.bundled_truth(forecasts.attributes, forecasts.inits)
     if found is None:
         raise UsageError(
             f"there is no truth to compare {forecasts.label} with",
-            hint=f"--truth FILE, or --truth SOURCE to fetch it; sources: {', '.join(SOURCES)}",
+            hint=f"--truth FILE, or --truth SOURCE to fetch it; sources: {', '.join(_sources())}",
         )
-    climatology = options.climatology or found.climatology
     notes.append("truth and climatology are the bundled ones of the sample: simulated weather")
-    return str(found.truth), climatology
+    return tuple(map(str, found.truth)), options.climatology or found.climatology
 
 
-def _open_truth(name: str, options: Options, forecasts: Forecasts) -> Series:
-    if name in SOURCES and name != "file":
+def _open_truth(names: tuple[str, ...], options: Options, forecasts: Forecasts) -> Series:
+    if len(names) == 1 and names[0] in _sources():
         target = forecasts.grid
         if options.grid not in ("native", "forecast", "truth"):
-            target = choose_grid(options.grid, forecasts, forecasts, None, None)  # type: ignore[arg-type]
-        return inputs.SourceSeries(name, target, forecasts.channels)
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise DataError(f"there is no truth at {name}: no such file, and no source of that name",
-                        hint=f"sources: {', '.join(other for other in SOURCES if other != 'file')}")  # fmt: skip
-    return inputs.open_truth(path)
+            target = regular_grid(options.grid)
+        return SourceSeries(names[0], target, forecasts.channels)
+    paths = [Path(name).expanduser() for name in names]
+    absent = [path for path in paths if not path.exists() and not path.with_name(f"{path.name}.part").exists()]
+    if absent:
+        raise DataError(f"there is no truth at {', '.join(map(str, absent))}: no such file, and no source of that name",
+                        hint=f"sources: {', '.join(_sources())}")  # fmt: skip
+    return open_truth(paths)
+
+
+def _sources() -> list[str]:
+    return [name for name in SOURCES if name != "file"]
 
 
 def _spectral(labels: Sequence[str]) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from wm2cli.errors import DataError, UsageError
 from wm2cli.evaluation.datasets import split_label
-from wm2cli.evaluation.inputs import Climatology, Forecasts, Series
+from wm2cli.evaluation.forecasts import Forecasts
+from wm2cli.evaluation.series import Climatology, Series
 from wm2cli.reading.fields import time_text, times_text
 from wm2cli.schema import VARIABLES, level_text, variable
 

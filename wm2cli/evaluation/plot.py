@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wm2cli.errors import DataError, UsageError
-from wm2cli.evaluation import inputs, plots
+from wm2cli.evaluation import plots
 from wm2cli.evaluation.datasets import Values, split_label
-from wm2cli.evaluation.inputs import Forecasts, on_grid
+from wm2cli.evaluation.forecasts import Forecasts, open_forecasts
 from wm2cli.evaluation.provenance import SIMULATED
 from wm2cli.evaluation.results import lead_text
 from wm2cli.evaluation.scoring import Progress
+from wm2cli.evaluation.series import on_grid, open_truth
 from wm2cli.reading.fields import time_text, times_text
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ def plot(options: Options, on_progress: Progress = lambda what, done, total: Non
     """
     _check_target(options)
     on_progress("opening", 0, 1)
-    forecasts = inputs.open_forecasts([options.forecast])
+    forecasts = open_forecasts([options.forecast])
     split_label(options.channel)
     moving = options.out.suffix == ".gif"
     init, leads = _choose(options, forecasts, moving)
-    truth = None if options.truth is None else inputs.open_truth(options.truth)
+    truth = None if options.truth is None else open_truth([options.truth])
     panels = []
     for done, lead in enumerate(leads):
         on_progress("reading", done, len(leads))

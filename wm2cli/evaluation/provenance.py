@@ -14,40 +14,38 @@ from typing import Any
 import numpy as np
 
 import wm2cli
-from wm2cli.evaluation.inputs import Climatology, Forecasts, Series, kind_of_weather
+from wm2cli import bundled
+from wm2cli.evaluation.forecasts import Forecasts
 from wm2cli.evaluation.matching import Matches
+from wm2cli.evaluation.series import Climatology, Series, kind_of_weather
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import time_text
 
 SIMULATED = "simulated weather: these scores say nothing about skill on the real atmosphere"
-
-_SAMPLE = Path(wm2cli.__file__).parent.parent / "weights" / "sample"
-"""Where the truth and the climatology of the bundled sample lie; `wm2cli/weights` in an installed package."""
 
 
 @dataclass(frozen=True)
 class BundledTruth:
     """Truth and climatology that come with wm2."""
 
-    truth: Path
+    truth: tuple[Path, ...]
     climatology: Path | None
 
 
-def bundled_truth(attributes: Mapping[str, Any], folder: Path | None = None) -> BundledTruth | None:
-    """The bundled truth of a forecast from the bundled sample; None for any other forecast.
+def bundled_truth(attributes: Mapping[str, Any], inits: Sequence[np.datetime64]) -> BundledTruth | None:
+    """The bundled truth of forecasts from the bundled sample; None for any others.
 
     Args:
         attributes: Global attributes of the forecast file.
-        folder: Where to look, in place of the package's own folders.
+        inits: Its starts.
     """
     if str(attributes.get("initial_conditions_source", "")) != "sample":
         return None
-    for place in (folder,) if folder is not None else (_SAMPLE, Path(wm2cli.__file__).parent / "weights" / "sample"):
-        truth = next((place / name for name in ("truth.zarr", "truth.nc") if (place / name).exists()), None)
-        if truth is not None:
-            names = ("climatology.nc", "climatology.zarr")
-            return BundledTruth(truth, next((place / name for name in names if (place / name).exists()), None))
-    return None
+    found = [bundled.sample_truth(init) for init in inits]
+    paths = tuple(dict.fromkeys(path for path in found if path is not None))
+    if not paths or len(found) > sum(path is not None for path in found):
+        return None
+    return BundledTruth(paths, bundled.sample_climatology())
 
 
 def metadata(forecasts: Forecasts, truth: Series, climatology: Climatology | None, against: Forecasts | None,

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from wm2cli.errors import DataError
 from wm2cli.evaluation.accumulator import Accumulator
 from wm2cli.evaluation.datasets import Values, split_label
-from wm2cli.evaluation.inputs import Forecasts, OnGrid, on_grid
+from wm2cli.evaluation.forecasts import Forecasts
 from wm2cli.evaluation.matching import Init, Matches
 from wm2cli.evaluation.physics import check_state
 from wm2cli.evaluation.regions import Regions
 from wm2cli.evaluation.seeps import DRY_BELOW_M, seeps
+from wm2cli.evaluation.series import OnGrid, on_grid
 from wm2cli.evaluation.spectra import band_spectrum
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import time_text

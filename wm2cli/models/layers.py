@@ -159,15 +159,15 @@ def sincos_code(channels: int, depth: int, rows: int, columns: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Transformer block on the latent: x + attention(norm(x)), then x + mlp(norm(x)).
+    """Transformer block on the latent: x + s attention(norm(x)), then x + s mlp(norm(x)), with s = 1 as published.
 
     Neighborhood attention over (depth, rows, columns) with natten's edge rule at the poles and at the top and bottom,
     periodic in longitude. LayerNorm eps 1e-5, MLP of four times the width with exact GELU, biases everywhere.
     """
 
-    def __init__(self, width: int, heads: int, window: tuple[int, int, int]) -> None:
+    def __init__(self, width: int, heads: int, window: tuple[int, int, int], branch_scale: float = 1.0) -> None:
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads, self.window, self.branch_scale = heads, window, branch_scale
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -180,17 +180,19 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # (B, D, Y, X, heads, dim)
         if rotary is not None:
             q, k = rotary(q), rotary(k)
-        x = x + self.proj(neighborhood_attention(q, k, v, self.window).flatten(-2))
-        out: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        return out
+        attended = self.proj(neighborhood_attention(q, k, v, self.window).flatten(-2))
+        x = torch.add(x, attended, alpha=self.branch_scale)
+        return torch.add(x, self.fc2(F.gelu(self.fc1(self.norm2(x)))), alpha=self.branch_scale)
 
 
 class Transformer(nn.Module):
     """A stack of blocks; no norm at the end, the latent is the residual stream of the whole model."""
 
-    def __init__(self, blocks: int, width: int, heads: int, window: tuple[int, int, int]) -> None:
+    def __init__(
+        self, blocks: int, width: int, heads: int, window: tuple[int, int, int], branch_scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, window) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(width, heads, window, branch_scale) for _ in range(blocks))
         self.recompute = False
         """Whether training keeps only the input of each block, and computes the rest again when it is needed."""
 

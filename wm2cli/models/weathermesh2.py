@@ -82,6 +82,8 @@ class WeatherMesh2Config:
         decoder_forcing: The decoder sees the forcings at its valid time beside the constants.
         shortcut: Linear paths beside the surface codec, and weights that start as the identity: an untrained model is
             persistence, and learns what changes. Not in the published models; it makes short trainings worth while.
+        branch_scale: Factor on what is added to the linear paths and the residual stream. Changes within a step are a
+            small part of the fields, and so should be what one update of the weights can do to them; 1 as published.
     """
 
     encoders: tuple[EncoderConfig, ...]
@@ -99,6 +101,7 @@ class WeatherMesh2Config:
     south_row: bool = False
     decoder_forcing: bool = True
     shortcut: bool = False
+    branch_scale: float = 1.0
     codec_blocks: int = 2
 
     def check(self, grid: Grid) -> None:
@@ -178,18 +181,24 @@ class WeatherMesh2(nn.Module):
              for encoder in config.encoders}
         )  # fmt: skip
         self.processors = nn.ModuleDict(
-            {str(p.hours): Transformer(p.blocks, config.width, config.heads, config.window) for p in config.processors}
+            {
+                str(p.hours): Transformer(p.blocks, config.width, config.heads, config.window, config.branch_scale)
+                for p in config.processors
+            }
         )
         self.decoder = Decoder(config, normalizer, constants.shape[0])
         initialise(self)
 
     constants: Tensor
 
-    def encode(self, states: State | Mapping[str, State]) -> Latent:
+    def encode(
+        self, states: State | Mapping[str, State], shares: Mapping[str, float | Tensor] | None = None
+    ) -> Latent:  # fmt: skip
         """The latent of one analysis, or the weighted mean of the latents of several.
 
         Args:
             states: A state for the first encoder, or states by encoder name; their times must agree.
+            shares: Weights of the mean by encoder, instead of those of the configuration.
 
         Raises:
             UsageError: No such encoder, or a state of another schema, grid or time.
@@ -210,14 +219,15 @@ class WeatherMesh2(nn.Module):
             problems.append("no state was given")
         if problems:
             raise UsageError("the model cannot encode this", problems=problems)
-        total = sum(configs[name].weight for name in named)
+        parts = {name: configs[name].weight if shares is None else shares[name] for name in named}
+        total = sum(parts.values())
         if len(named) > 1 and not total > 0:
             raise UsageError(f"the blending weights of {', '.join(named)} are all zero")
         latent: Tensor | None = None
         for name, state in named.items():
             extra = self._extra(state.time, state.schema.forcing)
             part = self.encoders[name](state.pressure, state.surface, extra, self.rotary)
-            share = configs[name].weight / total if len(named) > 1 else 1.0
+            share = parts[name] / total if len(named) > 1 else 1.0
             latent = part * share if latent is None else latent + part * share
         if latent is None:
             raise UsageError("no state was given")
@@ -306,7 +316,7 @@ class Encoder(nn.Module):
         super().__init__()
         schema = encoder.schema
         self.statistics = Statistics(normalizer, schema)
-        self.south_row, self.unused = config.south_row, encoder.unused_channels
+        self.south_row, self.unused, self.branch_scale = config.south_row, encoder.unused_channels, config.branch_scale
         every = config.schema_out.levels
         self.filled_levels = -len(every) % config.patch[0]
         # None when the encoder reads all levels, which spares a copy of the fields.
@@ -325,7 +335,9 @@ class Encoder(nn.Module):
         self.surface = nn.Sequential(*stages)
         side = config.patch[1:]
         self.shortcut = nn.Conv2d(inputs, config.width, side, side, bias=False) if config.shortcut else None
-        self.transformer = Transformer(config.encoder_blocks, config.width, config.heads, config.window)
+        self.transformer = Transformer(
+            config.encoder_blocks, config.width, config.heads, config.window, config.branch_scale
+        )
         with torch.device("cpu"):
             code = sincos_code(config.width, *latent_shape[:3]) if config.position == "sincos" else None
         self.register_buffer("position", code, persistent=False)
@@ -349,7 +361,7 @@ class Encoder(nn.Module):
         lower = self.surface(lower)[:, :, : upper.shape[-2]]  # (B, C, Y, X)
         if self.shortcut is not None:
             with _exact(direct, self.shortcut):
-                lower = lower + self.shortcut(direct)[:, :, : upper.shape[-2]]
+                lower = self.shortcut(direct)[:, :, : upper.shape[-2]] + self.branch_scale * lower
         x = torch.cat([upper, lower.unsqueeze(2)], dim=2).permute(0, 2, 3, 4, 1).float().contiguous()
         if self.position is not None:
             x = x + self.position
@@ -365,7 +377,10 @@ class Decoder(nn.Module):
         schema = config.schema_out
         self.statistics = Statistics(normalizer, schema)
         self.filled_levels = -len(schema.levels) % config.patch[0]
-        self.transformer = Transformer(config.decoder_blocks, config.width, config.heads, config.window)
+        self.branch_scale = config.branch_scale
+        self.transformer = Transformer(
+            config.decoder_blocks, config.width, config.heads, config.window, config.branch_scale
+        )
         self.pressure = nn.ConvTranspose3d(config.width, len(schema.pressure), config.patch, stride=config.patch)
         widths = (config.width, *reversed(config.surface_widths))
         stages: list[nn.Module] = []
@@ -393,7 +408,7 @@ class Decoder(nn.Module):
         surface = self.final(torch.cat([surface, extra.to(surface.dtype)], dim=1)).float()
         if self.shortcut is not None:
             with _exact(x, self.shortcut):
-                surface = surface + self.shortcut(lowest)
+                surface = self.shortcut(lowest) + self.branch_scale * surface
         return pressure.float(), surface
 
 
@@ -516,19 +531,20 @@ def initialise(model: WeatherMesh2) -> None:
 
 
 def _identity(model: WeatherMesh2) -> None:
-    """Makes decode(encode(state)) the state itself: patches go through orthonormal columns and back by their transpose.
+    """Makes decode(encode(state)) the state itself: patches go through orthonormal columns and back through them.
 
-    What the decoder writes and no encoder reads starts at its mean. Encoders share the columns of the fields they share,
-    so that their latents mean the same from the start.
+    What the decoder writes and no encoder reads starts at its mean. Encoders share the columns of the fields they
+    share, so that their latents mean the same from the start.
     """
-    config, decoder = model.config, model.decoder
+    config: WeatherMesh2Config = model.config
+    decoder: Any = model.decoder
     schema, width = config.schema_out, config.width
     upper = _columns(width, len(schema.pressure), config.patch)  # (C, V, levels, rows, columns)
     decoder.pressure.weight.copy_(upper)
     first = config.encoders[0].schema
     names = [*first.surface, *(f"extra{i}" for i in range(len(first.forcing) + model.constants.shape[0]))]
     known = dict(zip(names, _columns(width, len(names), config.patch[1:]).unbind(1), strict=True))
-    nn.init.zeros_(decoder.pressure.bias) if decoder.pressure.bias is not None else None
+    nn.init.zeros_(decoder.pressure.bias)
     for layer in (decoder.final[1].conv2, decoder.final[1].shortcut):
         nn.init.zeros_(layer.weight)
     if decoder.shortcut is not None:
@@ -536,7 +552,8 @@ def _identity(model: WeatherMesh2) -> None:
         for index, name in enumerate(schema.surface):
             if name in known:
                 decoder.shortcut.weight[:, index] = known[name]
-    for encoder, settings in zip(model.encoders.values(), config.encoders, strict=True):
+    encoders: dict[str, Any] = dict(model.encoders.items())
+    for encoder, settings in zip(encoders.values(), config.encoders, strict=True):
         read = settings.schema
         for index, name in enumerate(read.pressure):
             encoder.pressure.weight[:, index] = upper[:, schema.pressure.index(name)]
@@ -558,7 +575,7 @@ def _columns(width: int, fields: int, patch: tuple[int, ...]) -> Tensor:
     """(C, fields, *patch): orthonormal columns where the latent is wide enough for all of them."""
     values = fields * math.prod(patch)
     if width >= values:
-        basis = torch.linalg.qr(torch.randn(width, values))[0]
+        basis: Tensor = torch.linalg.qr(torch.randn(width, values))[0]
     else:  # only inputs that are never read back can be too many
         basis = torch.randn(width, values) / math.sqrt(width)
     return basis.reshape(width, fields, *patch)

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,8 @@ from wm2cli.store import (
     open_store,
     read_places,
 )
+
+Look = Callable[[NDArray[np.int64], NDArray[np.floating]], None]
 
 _HASHES_CHUNK = 4096
 _SPACE_MARGIN = 1.02  # of the fields, for axes, attributes and the file system's blocks
@@ -157,18 +159,35 @@ class Target:
                 self._group["hashes"][rows] = self._hashes[rows]
         self.done[places] = True
 
-    def check_done(self, on_progress: Progress = lambda what, done, total: None) -> None:
-        """Reads what an earlier run has written; times that are not what their hashes say become undone."""
+    def check_done(
+        self,
+        on_progress: Progress = lambda what, done, total: None,
+        look: Look = lambda places, numbers: None,
+    ) -> None:
+        """Reads what an earlier run has written; times that are not what their hashes say become undone.
+
+        Args:
+            look: Is shown all that was read, in order: places and (N, C, H, W) numbers.
+        """
         written = np.flatnonzero(self.done)
         step = max(1, len(next(iter(blocks(self.contents.time.size, self._group["fields"])))))
         for start in range(0, written.size, step):
             places = written[start : start + step]
-            same = self._same(places)
+            same = self._same(places, look)
             self.done[places[~same]] = False
             on_progress("checking what is there", min(start + step, written.size), written.size)
 
-    def finish(self, on_progress: Progress = lambda what, done, total: None) -> Store:
+    def finish(
+        self,
+        on_progress: Progress = lambda what, done, total: None,
+        look: Look = lambda places, numbers: None,
+        judge: Callable[[], Sequence[str]] = lambda: (),
+    ) -> Store:
         """Verifies all that was written, says so in the store, and gives it its name.
+
+        Args:
+            look: Is shown all that is read for it, as by `check_done`.
+            judge: Says what is wrong with all that was shown.
 
         Raises:
             DataError: Something is not what was written; it is taken for undone, so that another run writes it again.
@@ -177,7 +196,7 @@ class Target:
         normalizer = self.normalizer
         if normalizer is None or not self.done.all():
             raise ValueError("the store is not complete")
-        self.check_done(lambda what, done, total: on_progress("verifying the store", done, total))
+        self.check_done(lambda what, done, total: on_progress("verifying the store", done, total), look)
         if not self.done.all():
             wrong = self.contents.time[~self.done]
             self._hashes[~self.done] = 0
@@ -187,6 +206,9 @@ class Target:
                 f"{wrong.size} times of {self.part} are not what was written, {str(wrong[0])[:16]} among them",
                 hint="the disk or the memory may be failing; run it again to write them anew",
             )
+        if problems := judge():
+            raise DataError(f"what was written to {self.part} is not what was read", problems=problems,
+                            hint="the inputs changed meanwhile, or this is a bug in wm2")  # fmt: skip
         table = channel_table(self.contents.schema, self.contents.dtype, normalizer)
         with self._writing():
             self._group.attrs["fingerprint"] = fingerprint_of(
@@ -203,14 +225,15 @@ class Target:
                 shutil.rmtree(old)
         return open_store(self.path)
 
-    def _same(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _same(self, places: NDArray[np.int64], look: Look) -> NDArray[np.bool_]:
         """Whether each time reads as its hash says, and holds numbers alone."""
         try:
             numbers = read_places(self._group["fields"], places)
         except (OSError, RuntimeError, ValueError):
             if places.size == 1:
                 return np.zeros(1, bool)
-            return np.concatenate([self._same(places[number : number + 1]) for number in range(places.size)])
+            return np.concatenate([self._same(places[number : number + 1], look) for number in range(places.size)])
+        look(places, numbers)
         whole = np.isfinite(numbers).all(axis=(1, 2, 3))
         return np.asarray(whole & (hashes_of(numbers) == self._hashes[places]).all(axis=1))
 
@@ -304,6 +327,15 @@ class Target:
             yield
         except OSError as error:
             raise _write_error(self.path, error) from error
+
+
+def finished(path: Path, contents: Contents) -> Store | None:
+    """The store, if a run with these very settings has finished it already."""
+    try:
+        store = open_store(path)
+        return store if _settings_of(path) == dict(contents.settings) else None
+    except (DataError, UsageError):
+        return None
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

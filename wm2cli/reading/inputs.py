@@ -108,8 +108,8 @@ def _open(path: Path) -> list[Inventory]:
         raise DataError(f"{path} does not exist", hint="check the path")
     file = SourceFile(path, path.name)
     if _kind(file) == "zip":
-        return [_open_one(member) for member in _unpack(file)]
-    return [_open_one(file)]
+        return [open_one(member) for member in unpack(file)]
+    return [open_one(file)]
 
 
 def _kind(file: SourceFile) -> Kind:
@@ -119,7 +119,12 @@ def _kind(file: SourceFile) -> Kind:
         raise DataError(f"cannot read {file.label}: {error.strerror}") from error
 
 
-def _open_one(file: SourceFile) -> Inventory:
+def open_one(file: SourceFile) -> Inventory:
+    """What one file holds that is no archive, from its headers alone.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     kind = _kind(file)
     if kind == "zip":
         raise DataError(f"{file.label} is a ZIP inside a ZIP", hint="unpack it first")
@@ -133,8 +138,13 @@ def _open_one(file: SourceFile) -> Inventory:
     return open_netcdf(file)
 
 
-def _unpack(file: SourceFile) -> list[SourceFile]:
-    """The members of a ZIP, unpacked into a folder that goes when nothing reads from it any more."""
+def unpack(file: SourceFile) -> list[SourceFile]:
+    """The members of a ZIP, unpacked into a folder that goes when nothing reads from it any more.
+
+    Raises:
+        DataError: It is damaged, empty, or packed in a way that is not known.
+        ResourceError: No room to unpack it.
+    """
     folder = tempfile.TemporaryDirectory(prefix="wm2-")
     found: list[SourceFile] = []
     try:

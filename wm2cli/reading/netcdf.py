@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from wm2cli.reading.netcdf_axes import (
     steps,
     times,
 )  # fmt: skip
-from wm2cli.reading.netcdf_classic import HEADER, classic_size
+from wm2cli.reading.netcdf_file import LOCK, Handle, check_size, filled
 from wm2cli.reading.units import conversion, rate_factor
 from wm2cli.schema import VARIABLES, Statistic, Variable
 
@@ -52,13 +51,8 @@ _STEP_TYPES: Mapping[str, Statistic] = {
 _CELL_METHODS: Mapping[str, Statistic] = {
     "point": "point", "sum": "sum", "mean": "mean", "maximum": "maximum", "minimum": "minimum",
 }  # fmt: skip
-_DAMAGED = "the file is damaged or incomplete: get it again"
-_MOST_CACHE = 512 * 2**20  # bytes of decompressed chunks kept, so that levels in one chunk are unpacked once
 _ALONG = ("time", "reference", "step", "member", "version", "level")
 """Roles of the dimensions that a field is one place along."""
-
-_LOCK = threading.RLock()
-"""netCDF-C and its HDF5 are not safe to call from two threads; fields are read in several."""
 
 
 def _names() -> dict[str, str]:
@@ -78,96 +72,9 @@ def open_netcdf(file: SourceFile) -> Inventory:
     Raises:
         DataError: The file is not NetCDF, or damaged.
     """
-    _check_size(file)
-    with _Handle(file) as handle, _LOCK:
-        return _Reader(handle).inventory()
-
-
-def _check_size(file: SourceFile) -> None:
-    """Refuses a classic file that was cut off; HDF5 notices by itself."""
-    head = file.read(0, HEADER)
-    needed = classic_size(head) if head.startswith(b"CDF") else None
-    if needed is not None and file.size < needed:
-        raise DataError(f"{file.label} has {file.size} bytes, its header asks for {needed}: cut off", hint=_DAMAGED)
-
-
-class _Handle:
-    """A file that is open only while it is read, because HDF5 locks what it has open against other programs."""
-
-    def __init__(self, file: SourceFile) -> None:
-        self.file = file
-        self.dataset: Any = None
-        self._holders = 0
-        self._tuned: set[str] = set()
-
-    def __enter__(self) -> _Handle:
-        """Opens the file, or keeps it open for one more."""
-        with _LOCK:
-            self._open()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Closes the file when nobody else needs it open."""
-        with _LOCK:
-            self._close()
-
-    def read(self, name: str, index: tuple[int | slice, ...]) -> NDArray[Any]:
-        """A part of a variable, unpacked, NaN where missing."""
-        with _LOCK:
-            self._open()
-            try:
-                self._tune(name)
-                return _filled(self.dataset.variables[name][index])
-            except (OSError, RuntimeError) as error:
-                raise DataError(f"{self.file.label}: {name} cannot be read: {_reason(error)}", hint=_DAMAGED) from error
-            finally:
-                self._close()
-
-    def _open(self) -> None:
-        import netCDF4
-
-        if self.dataset is None:
-            try:
-                self.dataset = netCDF4.Dataset(self.file.path, "r")
-            except (OSError, RuntimeError) as error:
-                raise DataError(
-                    f"{self.file.label} cannot be opened as NetCDF: {_reason(error)}", hint=_DAMAGED
-                ) from error
-        self._holders += 1
-
-    def _close(self) -> None:
-        self._holders -= 1
-        if self._holders == 0:
-            self.dataset.close()
-            self.dataset = None
-            self._tuned.clear()
-
-    def _tune(self, name: str) -> None:
-        """Lets HDF5 keep all chunks that one map touches: a chunk may hold every level."""
-        if name in self._tuned:
-            return
-        self._tuned.add(name)
-        variable = self.dataset.variables[name]
-        chunk = variable.chunking()
-        if not isinstance(chunk, list):
-            return
-        number = math.prod(-(-size // part) for size, part in zip(variable.shape[-2:], chunk[-2:], strict=True))
-        wanted = number * math.prod(chunk) * variable.dtype.itemsize
-        if wanted > variable.get_var_chunk_cache()[0]:
-            variable.set_var_chunk_cache(min(wanted + 2**20, _MOST_CACHE), 10 * number + 1, 0.75)
-
-
-def _reason(error: Exception) -> str:
-    return str(error.args[-1] if isinstance(error, OSError) and error.strerror is None and error.args else error)
-
-
-def _filled(values: Any) -> NDArray[Any]:
-    """A masked array as a plain one with NaN where masked."""
-    if not np.ma.is_masked(values):
-        plain: NDArray[Any] = np.ma.getdata(values)
-        return plain
-    wide = values if values.dtype.kind == "f" else values.astype(np.float64)
-    return np.asarray(wide.filled(np.nan))
+    check_size(file)
+    with Handle(file) as handle, LOCK:
+        return Reader(handle).inventory()
 
 
 class _UnusableError(Exception):
@@ -175,10 +82,11 @@ class _UnusableError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class _Layout:
-    """How the last two dimensions of a variable lie, and what brings them into canonical order."""
+class Layout:
+    """How the maps of a variable lie in its dimensions of latitude and longitude, and what brings them into order."""
 
     axes: Axes
+    dims: tuple[str, str]
     lon_first: bool
     flip: bool
     roll: int
@@ -187,11 +95,61 @@ class _Layout:
         """Two-dimensional values as stored -> (H, W) float32 in canonical order."""
         return canonical_order(values.T if self.lon_first else values, self.flip, self.roll)
 
+    def arrange_all(self, values: NDArray[Any]) -> Values:
+        """(n, L, two dimensions as stored) -> (n, L, H, W) float32 in canonical order."""
+        maps = np.swapaxes(values, -1, -2) if self.lon_first else values
+        if not self.flip and not self.roll:
+            return np.ascontiguousarray(maps, np.float32)
+        return np.ascontiguousarray(np.roll(maps[..., :: -1 if self.flip else 1, :], self.roll, axis=-1), np.float32)
 
-class _Reader:
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One variable as it lies in a file: all its fields together.
+
+    Args:
+        name: In the file.
+        known: The variable of ours; of windowed pairs always the plain one.
+        dims: Its dimensions, in order.
+        along: Length of each dimension that its fields are places along (time, level, member, ...).
+        level: Axis or scalar with the pressures, and these in hPa; None for fields without levels.
+        layout: How its maps lie.
+        statistic, window_hours: As in `Field`.
+        scale, offset: Ours = scale x theirs + offset.
+        valid, base: Coordinate with the valid times and with the starts, and these times.
+        member, version: Coordinates with them.
+        choice: Tells whether a place is the one with data, in files that mix final and preliminary data.
+    """
+
+    name: str
+    known: Variable
+    dims: tuple[str, ...]
+    along: Mapping[str, int]
+    level: tuple[Coordinate, NDArray[np.float64]] | None
+    layout: Layout
+    statistic: Statistic
+    window_hours: float
+    scale: float
+    offset: float
+    valid: tuple[Coordinate, NDArray[Any]] | None
+    base: tuple[Coordinate, NDArray[Any]] | None
+    member: Coordinate | None
+    version: Coordinate | None
+    choice: Any
+
+    def member_at(self, index: Mapping[str, int]) -> int | None:
+        """Ensemble member at a place; None outside an ensemble."""
+        if self.member is None:
+            return None
+        number = int(self.member.at(self.member.values, index))
+        # The new CDS layout puts number = 0 beside every field.
+        return None if not self.member.dims and number == 0 else number
+
+
+class Reader:
     """Goes through one open file; lives only while its inventory is made."""
 
-    def __init__(self, handle: _Handle) -> None:
+    def __init__(self, handle: Handle) -> None:
         self.handle = handle
         self.file = handle.file
         self.dataset = handle.dataset
@@ -202,11 +160,17 @@ class _Reader:
             attributes = _attributes(variable)
             role = role_of(name, attributes)
             if (role != "other" or variable.dimensions == (name,)) and variable.ndim <= 2 and name not in _NAMES:
-                self.coordinates[name] = Coordinate(name, variable.dimensions, _filled(variable[...]), attributes, role)
+                self.coordinates[name] = Coordinate(name, variable.dimensions, filled(variable[...]), attributes, role)
 
     def inventory(self) -> Inventory:
         """Every variable of ours as fields."""
-        fields: list[Field] = []
+        blocks, ignored, problems = self.blocks()
+        fields = tuple(found for block in blocks for found in self.fields(block))
+        return Inventory(fields, (self.file,), ignored, problems, tuple(self.notes), (self.handle,))
+
+    def blocks(self) -> tuple[list[Block], dict[str, int], dict[str, tuple[str, ...]]]:
+        """Every variable of ours as it lies in the file; what is none of ours; and what cannot be used."""
+        blocks: list[Block] = []
         ignored: Counter[str] = Counter()
         problems: dict[str, tuple[str, ...]] = {}
         for name, variable in self.dataset.variables.items():
@@ -219,12 +183,12 @@ class _Reader:
                     ignored[f"{name} ({attributes.get('long_name', 'no long name')})"] += 1
                 continue
             try:
-                fields += self._fields(name, variable, attributes, known, window)
+                blocks.append(self._block(name, variable, attributes, known, window))
             except (_UnusableError, AxisError) as error:
                 problems[known.name] = (*problems.get(known.name, ()), f"{self.file.label}: {name} {error}")
         for group in self.dataset.groups:
             ignored[f"everything in the group {group} of {self.file.label}"] += 1
-        return Inventory(tuple(fields), (self.file,), dict(ignored), problems, tuple(self.notes), (self.handle,))
+        return blocks, dict(ignored), problems
 
     def _known(self, name: str, attributes: Mapping[str, Any]) -> tuple[Variable | None, float | None]:
         """Which variable of ours this is, and the window in its name (`tp_6h`, `total_precipitation_6hr`)."""
@@ -242,9 +206,9 @@ class _Reader:
         plain, window = (suffix[1], float(suffix[2])) if suffix and suffix[1] in _NAMES else (name, None)
         return (VARIABLES[_NAMES[plain]], window) if plain in _NAMES else (None, None)
 
-    def _fields(
+    def _block(
         self, name: str, variable: Any, attributes: Mapping[str, Any], known: Variable, window: float | None
-    ) -> Iterator[Field]:
+    ) -> Block:
         roles = self._roles(name, variable)
         level, known = self._level(name, variable, attributes, known, roles)
         layout = self._layout(variable, roles)
@@ -253,35 +217,50 @@ class _Reader:
         if statistic == "mean" and known.statistic == "sum":
             statistic = "sum"  # a mean rate, which `scale` makes the sum over its window
         valid, base = self._times(variable, roles, known)
-        member, version = self._one("member", variable), self._one("version", variable)
         along = [dim for dim in variable.dimensions if roles[dim] not in ("lat", "lon")]
         empty = [dim for dim in along if self.dataset.dimensions[dim].size == 0]
         if empty:
             raise _UnusableError(f"has no entries along {empty[0]}")
-        choice = self._versions(name, variable, along, roles)
-        for places in itertools.product(*(range(self.dataset.dimensions[dim].size) for dim in along)):
-            index = dict(zip(along, places, strict=True))
-            if choice is not None and not choice(index):
+        return Block(
+            name=name,
+            known=known,
+            dims=tuple(variable.dimensions),
+            along={dim: int(self.dataset.dimensions[dim].size) for dim in along},
+            level=level,
+            layout=layout,
+            statistic=statistic,
+            window_hours=0.0 if statistic == "point" else math.nan if window is None else window,
+            scale=scale,
+            offset=offset,
+            valid=valid,
+            base=base,
+            member=self._one("member", variable),
+            version=self._one("version", variable),
+            choice=self._versions(name, variable, along, roles),
+        )
+
+    def fields(self, block: Block) -> Iterator[Field]:
+        """The two-dimensional fields of a variable."""
+        for places in itertools.product(*map(range, block.along.values())):
+            index = dict(zip(block.along, places, strict=True))
+            if block.choice is not None and not block.choice(index):
                 continue
-            pressure = None if level is None else float(level[0].at(level[1], index))
-            number = None if member is None else int(member.at(member.values, index))
-            if member is not None and not member.dims and number == 0:
-                number = None  # the new CDS layout puts number = 0 beside every field
-            position = tuple(index.get(dim, slice(None)) for dim in variable.dimensions)
-            origin = f"{self.file.label} {name}" + "".join(f"[{dim}={place}]" for dim, place in index.items())
+            position = tuple(index.get(dim, slice(None)) for dim in block.dims)
+            origin = f"{self.file.label} {block.name}" + "".join(f"[{dim}={place}]" for dim, place in index.items())
+            valid, base, version = block.valid, block.base, block.version
             yield Field(
-                variable=known.name,
-                level=pressure,
+                variable=block.known.name,
+                level=None if block.level is None else float(block.level[0].at(block.level[1], index)),
                 valid_time=None if valid is None else valid[0].at(valid[1], index),
                 base_time=None if base is None else base[0].at(base[1], index),
-                statistic=statistic,
-                window_hours=0.0 if statistic == "point" else math.nan if window is None else window,
-                member=number,
-                version=None if version is None else _version_text(version.at(version.values, index)),
-                axes=layout.axes,
+                statistic=block.statistic,
+                window_hours=block.window_hours,
+                member=block.member_at(index),
+                version=None if version is None else version_text(version.at(version.values, index)),
+                axes=block.layout.axes,
                 origin=origin,
                 file=self.file,
-                load=partial(_load, self.handle, name, position, layout, scale, offset),
+                load=partial(_load, self.handle, block.name, position, block.layout, block.scale, block.offset),
             )
 
     def _roles(self, name: str, variable: Any) -> dict[str, Role]:
@@ -345,7 +324,7 @@ class _Reader:
             if found.name not in variable.dimensions and set(found.dims) <= set(variable.dimensions)
         ]
 
-    def _layout(self, variable: Any, roles: Mapping[str, Role]) -> _Layout:
+    def _layout(self, variable: Any, roles: Mapping[str, Role]) -> Layout:
         lat, lon = (next(dim for dim, role in roles.items() if role == wanted) for wanted in ("lat", "lon"))
         if (lat, lon) not in self.layouts:
             for dim in (lat, lon):
@@ -358,7 +337,7 @@ class _Reader:
             except DataError as error:
                 raise _UnusableError(f"has a grid that cannot be used: {error.message}") from None
         axes, flip, roll = self.layouts[lat, lon]
-        return _Layout(axes, variable.dimensions.index(lon) < variable.dimensions.index(lat), flip, roll)
+        return Layout(axes, (lat, lon), variable.dimensions.index(lon) < variable.dimensions.index(lat), flip, roll)
 
     def _statistic(
         self, name: str, attributes: Mapping[str, Any], known: Variable, window: float | None
@@ -448,7 +427,7 @@ class _Reader:
             tuple(slice(None) if dim in (*rest, axis) else 0 for dim in variable.dimensions)
         ]
         order = [dim for dim in variable.dimensions if dim in (*rest, axis)]
-        present = np.moveaxis(np.isfinite(_filled(corner)), order.index(axis), -1)
+        present = np.moveaxis(np.isfinite(filled(corner)), order.index(axis), -1)
         if (present.sum(axis=-1) > 1).any():
             raise _UnusableError(f"has data of several versions ({axis}) for the same time: which one is meant?")
         if (present.sum(axis=-1) == 0).any():
@@ -462,10 +441,10 @@ class _Reader:
 
 
 def _load(
-    handle: _Handle,
+    handle: Handle,
     name: str,
     position: tuple[int | slice, ...],
-    layout: _Layout,
+    layout: Layout,
     scale: float,
     offset: float,
 ) -> Values:
@@ -480,7 +459,7 @@ def _attributes(variable: Any) -> dict[str, Any]:
     return {name: variable.getncattr(name) for name in variable.ncattrs()}
 
 
-def _version_text(value: Any) -> str | None:
+def version_text(value: Any) -> str | None:
     """Experiment version in four places: 1, '0001', 5.0 -> 0001, 0001, 0005."""
     text = str(value).strip()
     try:

@@ -17,7 +17,7 @@ from wm2cli.grid import Grid
 from wm2cli.reading.fields import Inventory
 from wm2cli.reading.inputs import open_files
 from wm2cli.schema import GRAVITY, LEVELS_37
-from wm2cli.sources import Piece, Request
+from wm2cli.sources import Piece, Progress, Request, quiet
 from wm2cli.writing.canonical import write_fields
 
 GRID = Grid.regular(1.5)
@@ -34,19 +34,27 @@ class Idealized:
     """The source `idealized`: one analytic state, the same for every date."""
 
     name = "idealized"
+    remote = False
+    keeps = True
+    attribution = ""
 
     def plan(self, request: Request) -> tuple[Piece, ...]:
-        """One piece; every time is there."""
-        time = str(request.time.astype("datetime64[s]"))
-        name = f"idealized_{time.replace('-', '').replace(':', '')}.nc"
-        return (Piece(f"idealized/{time}", name, {"time": time}),)
+        """One piece a time; every time is there."""
+        request.refuse_options(self.name, ())
+        texts = [str(time.astype("datetime64[s]")) for time in request.times]
+        plain = [text.replace("-", "").replace(":", "") for text in texts]
+        return tuple(
+            Piece(f"idealized/{text}", f"idealized_{short}.nc", {"time": text})
+            for text, short in zip(texts, plain, strict=True)
+        )
 
-    def fetch(self, piece: Piece, folder: Path) -> Path:
+    def fetch(self, piece: Piece, folder: Path, on_progress: Progress = quiet) -> Path:
         """Writes the state as NetCDF; a complete file is used again.
 
         Raises:
             ResourceError: The folder cannot be written.
         """
+        del on_progress
         # Made anew each time: it takes a moment, and a file that some other version left would not be noticed.
         target = folder / piece.filename
         lat, lon = np.array(GRID.lat), np.array(GRID.lon)

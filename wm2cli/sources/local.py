@@ -8,13 +8,16 @@ from pathlib import Path
 from wm2cli.errors import UsageError
 from wm2cli.reading.fields import Inventory
 from wm2cli.reading.inputs import open_files
-from wm2cli.sources import Piece, Request
+from wm2cli.sources import Piece, Progress, Request, quiet
 
 
 class LocalFiles:
     """The source `file`: nothing is fetched, the files are read where they lie."""
 
     name = "file"
+    remote = False
+    keeps = False
+    attribution = ""
 
     def plan(self, request: Request) -> tuple[Piece, ...]:
         """One piece a file, in the order given.
@@ -22,13 +25,14 @@ class LocalFiles:
         Raises:
             UsageError: No files were named.
         """
+        request.refuse_options(self.name, ())
         if not request.paths:
             raise UsageError("the source 'file' needs files", hint="name them with --input")
         return tuple(Piece(str(path), path.name, {"path": str(path)}) for path in request.paths)
 
-    def fetch(self, piece: Piece, folder: Path) -> Path:
+    def fetch(self, piece: Piece, folder: Path, on_progress: Progress = quiet) -> Path:
         """The file itself."""
-        del folder
+        del folder, on_progress
         return Path(piece.request["path"])
 
     def open(self, paths: Sequence[Path]) -> Inventory:

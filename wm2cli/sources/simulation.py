@@ -8,8 +8,9 @@ trained on it has no skill for real weather, and every file says so.
 
 from __future__ import annotations
 
+import os
 import time as clock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,12 @@ import numpy as np
 from wm2cli.errors import UsageError
 from wm2cli.reading.fields import Inventory
 from wm2cli.reading.inputs import open_files
-from wm2cli.sources import Piece, Request
+from wm2cli.sources import Piece, Progress, Request, quiet
+from wm2cli.sources.cache import keep
 from wm2cli.writing.canonical import write_fields
 
 if TYPE_CHECKING:
     from wm2cli.sources.speedy import World
-
-Progress = Callable[[str, int, int], None]
 
 CAVEAT = (
     "Simulated, not observed. No diurnal cycle, eight model levels, unphysically cold polar nights above 100 hPa, sea "
@@ -42,7 +42,8 @@ class WorldOptions:
 
     Args:
         seed: Of the initial perturbation.
-        begins: The date on which the atmosphere is at rest; a year before the first month wanted when None.
+        begins: The date on which the atmosphere is at rest; a year before the first month wanted when None. The same
+            seed and date are the same world, whatever months are asked for.
         hours: Between the fields, 1 or 6.
     """
 
@@ -55,90 +56,81 @@ class Simulation:
     """The source `simulation`; options `seed`, `begins`, `hours` of `WorldOptions`."""
 
     name = "simulation"
+    remote = False
+    keeps = True
+    attribution = ""
 
     def __init__(self) -> None:
         self._world: World | None = None
         self._made_for: tuple[int, np.datetime64] | None = None
 
     def plan(self, request: Request) -> tuple[Piece, ...]:
-        """One piece a month, from `request.time` to the option `until` (the same time when absent).
+        """One piece a month that holds any of the times; the instant 00 UTC on the first day ends the month before.
 
         Raises:
             UsageError: Options that are unknown or impossible; all are listed.
         """
-        until = np.datetime64(str(request.options.get("until", request.time)), "s")
-        options = _options({name: value for name, value in request.options.items() if name != "until"})
-        first, last = request.time.astype("datetime64[M]"), until.astype("datetime64[M]")
-        # The instant 00 UTC of a month's first day belongs to the day before: it ends the windows of that day.
-        if request.time == first.astype("datetime64[s]"):
-            first = first - 1
-        if until == last.astype("datetime64[s]"):
-            last = last - 1
-        begins = np.datetime64(options.begins or first.astype("datetime64[D]") - SPIN_UP, "D")
-        problems = []
-        if last < first:
-            problems.append(f"the end, {until}, lies before the beginning, {request.time}")
-        if begins + np.timedelta64(90, "D") > first.astype("datetime64[D]"):
-            problems.append(f"a world that begins on {begins} has not settled by {first}; leave a year")
+        request.refuse_options(self.name, ("seed", "begins", "hours"))
+        options = _options(request.options)
+        times = np.array(request.times, "datetime64[s]")
+        if not len(times):
+            raise UsageError("the simulation has no latest state", hint="give it times")
+        months = np.unique((times - np.timedelta64(1, "s")).astype("datetime64[M]"))
+        begins = np.datetime64(options.begins or months[0].astype("datetime64[D]") - SPIN_UP, "D")
+        problems = [
+            f"{time} is no multiple of {options.hours} h"
+            for time in times[:3]
+            if time.astype("datetime64[h]") != time or int(time.astype("datetime64[h]").astype(int)) % options.hours
+        ]
+        if begins + SPIN_UP > months[0].astype("datetime64[D]"):
+            problems.append(f"a world that is at rest on {begins} has not settled before {begins + SPIN_UP}")
         if problems:
-            raise UsageError("the simulation cannot be planned", problems=problems)
-        world = f"seed{options.seed}-from-{begins}".replace(":", "")
-        return tuple(
-            Piece(
-                f"simulation/{world}/{month}",
-                f"{world}/{options.hours}h/{month}.nc",
-                {"seed": options.seed, "begins": str(begins), "hours": options.hours, "month": str(month)},
-            )
-            for month in np.arange(first, last + 1)
-        )
+            raise UsageError("the simulation cannot make this", problems=problems)
+        return tuple(_piece(options.seed, begins, options.hours, month) for month in months)
 
-    def fetch(self, piece: Piece, folder: Path, on_progress: Progress = lambda what, done, total: None) -> Path:
-        """Makes a month that is not there yet, and the months before it since the last saved state.
+    def fetch(self, piece: Piece, folder: Path, on_progress: Progress = quiet) -> Path:
+        """Makes a month, and on the way to it the months since the last saved state.
 
         Raises:
             ResourceError: The simulation's packages are missing, or the folder cannot be written.
             ValuesError: The simulation broke down.
         """
-        target = folder / piece.filename
-        if target.exists():
-            return target
+        seed, begins = int(piece.request["seed"]), np.datetime64(piece.request["begins"], "D")
         wanted, hours = np.datetime64(piece.request["month"], "M"), int(piece.request["hours"])
-        states = target.parent.parent / "states"
-        month = self._go_to(piece, states, wanted, on_progress)
+        states = folder / "states" / f"seed{seed}_{begins}"
+        month = self._go_to(seed, begins, states, wanted, on_progress)
         while month <= wanted:
-            self._month(month, hours, piece, target.parent / f"{month}.nc", states, on_progress)
+            self._month(_piece(seed, begins, hours, month), folder, states, on_progress)
             month += 1
-        return target
+        return folder / piece.filename
 
     def open(self, paths: Sequence[Path]) -> Inventory:
         """See `wm2cli.reading.inputs.open_files`."""
         return open_files(paths)
 
-    def _go_to(self, piece: Piece, states: Path, wanted: Any, on_progress: Progress) -> Any:
+    def _go_to(self, seed: int, begins: Any, states: Path, wanted: Any, on_progress: Progress) -> Any:
         """Brings a world to the beginning of the latest month, up to the wanted one, from which it can go on."""
         from wm2cli.sources.speedy import World
 
-        seed, begins = int(piece.request["seed"]), np.datetime64(piece.request["begins"], "D")
-        first = (begins + SPIN_UP).astype("datetime64[M]")
-        first += int(first.astype("datetime64[D]") < begins + SPIN_UP)
-        first = min(first, wanted)
-        if self._world is None or self._made_for != (seed, begins):
+        if self._world is not None and self._made_for == (seed, begins):
+            if self._world.time == wanted.astype("datetime64[h]"):
+                return wanted
+        else:
             on_progress("compiling the simulation", 0, 1)
             self._world = World(seed, begins, states.parents[1] / "compiled")
             self._made_for = (seed, begins)
-        elif first.astype("datetime64[h]") <= self._world.time == wanted.astype("datetime64[h]"):
-            return wanted
-        saved = sorted(states.glob("*.state"), reverse=True)
-        for path in saved:
-            if first <= np.datetime64(path.stem, "M") <= wanted:
-                self._world.load(path, np.datetime64(path.stem, "M").astype("datetime64[h]"))
-                return np.datetime64(path.stem, "M")
+        saved = sorted((np.datetime64(path.stem, "M") for path in states.glob("*.state")), reverse=True)
+        for month in saved:
+            if month <= wanted:
+                self._world.load(states / f"{month}.state", month.astype("datetime64[h]"))
+                return month
         if self._world.time != begins.astype("datetime64[h]"):
             self._world = World(seed, begins, states.parents[1] / "compiled")
+        first = (begins + SPIN_UP - np.timedelta64(1, "D")).astype("datetime64[M]") + 1
         days = int((first.astype("datetime64[D]") - begins).astype(int))
         started = clock.monotonic()
         for day in range(days):
-            on_progress(f"spinning up {_rate(day, started)}", day, days)
+            on_progress(f"spinning up seed {seed} {_rate(day, started)}", day, days)
             if day < days - 1:
                 self._world.skip_day()
             else:
@@ -146,35 +138,54 @@ class Simulation:
         self._world.save(states / f"{first}.state")
         return first
 
-    def _month(self, month: Any, hours: int, piece: Piece, path: Path, states: Path, on_progress: Progress) -> None:
+    def _month(self, piece: Piece, folder: Path, states: Path, on_progress: Progress) -> None:
+        """Advances the world by a month, and keeps it with the state at its end."""
         from wm2cli.sources.speedy import GRID, LEVELS, World, versions
 
         world = self._world
         if not isinstance(world, World):
             raise TypeError("no world was made")
+        month, hours = np.datetime64(piece.request["month"], "M"), int(piece.request["hours"])
         begin, end = month.astype("datetime64[D]"), (month + 1).astype("datetime64[D]")
         days = int((end - begin).astype(int))
         made: list[Mapping[str, Any]] = []
         started = clock.monotonic()
         for day in range(days):
-            on_progress(f"simulating {month} {_rate(day, started)}", day, days)
+            on_progress(f"simulating {month}, seed {piece.request['seed']} {_rate(day, started)}", day, days)
             made.append(world.day(hours))
         fields = {name: np.concatenate([part[name] for part in made]) for name in made[0]}
         times = begin.astype("datetime64[h]") + hours * np.arange(1, days * 24 // hours + 1)
         used = versions()
-        write_fields(
-            path, times=times, grid=GRID, levels=LEVELS, fields={**fields, **world.static}, rounded=True,
-            attributes={
-                "title": "Simulated atmosphere, not observations",
-                "wm2_kind": "simulated",
-                "source": f"jcm {used['jcm']} (SPEEDY physics) on dinosaur {used['dinosaur']}, T31, 8 levels, 30 min",
-                "wm2_world": f"seed {piece.request['seed']}, at rest on {piece.request['begins']}",
-                "wm2_versions": " ".join(f"{name} {version}" for name, version in used.items()),
-                "references": "Molteni 2003, doi:10.1007/s00382-002-0268-2; https://github.com/climate-analytics-lab/jax-gcm",
-                "comment": CAVEAT,
-            },
-        )  # fmt: skip
-        world.save(states / f"{month + 1}.state")
+        target = folder / piece.filename
+        partial = folder / f".{piece.filename}.{os.getpid()}.part"
+        try:
+            write_fields(
+                partial, times=times, grid=GRID, levels=LEVELS, fields={**fields, **world.static}, rounded=True,
+                attributes={
+                    "title": "Simulated atmosphere, not observations",
+                    "wm2_kind": "simulated",
+                    "source": f"jcm {used['jcm']} (SPEEDY physics) on dinosaur {used['dinosaur']}, T31, 8 levels, "
+                    "30 min",
+                    "wm2_world": f"seed {piece.request['seed']}, at rest on {piece.request['begins']}",
+                    "wm2_versions": " ".join(f"{name} {version}" for name, version in used.items()),
+                    "references": "Molteni 2003, doi:10.1007/s00382-002-0268-2; "
+                    "https://github.com/climate-analytics-lab/jax-gcm",
+                    "comment": CAVEAT,
+                },
+            )  # fmt: skip
+            # First the state: a month that is there can always be gone on from.
+            world.save(states / f"{month + 1}.state")
+            keep(piece, partial, target, urls=(), notes=("simulated weather, not observations",))
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _piece(seed: int, begins: Any, hours: int, month: Any) -> Piece:
+    return Piece(
+        f"simulation/seed {seed} from {begins}, {month}, every {hours} h",
+        f"seed{seed}_{begins}_{hours}h_{month}.nc",
+        {"seed": seed, "begins": str(begins), "hours": hours, "month": str(month)},
+    )
 
 
 def _options(given: Mapping[str, Any]) -> WorldOptions:
@@ -183,7 +194,7 @@ def _options(given: Mapping[str, Any]) -> WorldOptions:
     Raises:
         UsageError: Unknown or impossible ones; all are listed.
     """
-    problems = [f"there is no option '{name}'" for name in given if name not in ("seed", "begins", "hours")]
+    problems = []
     values: dict[str, Any] = {}
     for name, low in (("seed", 0), ("hours", 1)):
         if name in given:

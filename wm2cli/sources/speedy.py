@@ -213,7 +213,7 @@ class _Reader:
         for window, suffix in ((1, ""), (6, "_6h")):
             for name in ("lsp", "cp", "ssr"):
                 sums = [whole[name][6 - back : 30 - back] for back in range(window)]
-                made[name + suffix] = np.sum(sums, axis=0, dtype=np.float32)[chosen]
+                made[name + suffix] = np.stack(sums).sum(axis=0, dtype=np.float32)[chosen]
             ends = [whole["t0"][6 - back : 30 - back] for back in range(window + 1) if back <= 6]
             made["mx2t" + suffix] = np.max(ends, axis=0)[chosen]
             made["mn2t" + suffix] = np.min(ends, axis=0)[chosen]

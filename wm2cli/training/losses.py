@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from wm2cli.errors import DataError
 from wm2cli.grid import Grid
 from wm2cli.models import Latent, Model
+from wm2cli.models.layers import Transformer
 from wm2cli.rollout import step_plan
 from wm2cli.schema import Schema
 from wm2cli.state import Normalizer, State
@@ -129,13 +130,14 @@ def difference(predicted: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], w
 def keep(model: nn.Module, policy: Keep) -> None:
     """Sets what the transformers of a model keep for the backward pass."""
     for module in model.modules():
-        if hasattr(module, "recompute"):
+        if isinstance(module, Transformer):
             module.recompute = policy != "none"
 
 
 def rollout_loss(
-    model: Model, batch: Batch, weights: Weights, kind: str, policy: Keep = "none", offload: bool = False
-) -> tuple[Tensor, dict[int, float]]:
+    model: Any, batch: Batch, weights: Weights, kind: str, policy: Keep = "none", offload: bool = False,
+    shares: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, dict[int, float]]:  # fmt: skip
     """The loss of some samples, and its part for each lead time.
 
     Encodes once, advances along the tree of steps that reaches all lead times, decodes at these.
@@ -148,6 +150,7 @@ def rollout_loss(
         policy: `none` keeps all activations; `block` the input of each block; `step` (nested) the latent before each
             step, and the inputs of one step's blocks at a time. The gradients are the same to the bit.
         offload: What is kept waits in host memory.
+        shares: Weights of several encoders' latents, where these are trained.
 
     Returns:
         Scalar loss, and the unweighted difference by lead time.
@@ -182,7 +185,8 @@ def rollout_loss(
         for hours in sorted(tree):
 
             def step(x: Tensor, time: Any = latent.time, hours: int = hours) -> Tensor:
-                return model.advance(Latent(x, time), hours).x
+                advanced: Tensor = model.advance(Latent(x, time), hours).x
+                return advanced
 
             x = checkpoint(step, latent.x, use_reentrant=False) if policy == "step" else step(latent.x)
             later = Latent(x, latent.time + np.timedelta64(hours, "h"))
@@ -190,7 +194,7 @@ def rollout_loss(
             follow(later, lead + hours, tree[hours])
 
     with outer:
-        start = model.encode(batch.inputs)
+        start = model.encode(batch.inputs) if shares is None else model.encode(batch.inputs, shares)
         if 0 not in batch.targets:
             squares.append(start.x.float().square().mean())
         visit(start, 0)

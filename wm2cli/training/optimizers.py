@@ -36,11 +36,14 @@ class Optimizers:
                 matrices, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )  # fmt: skip
+        linear = {id(p) for name, p in parameters if is_linear_path(name)}
         groups = [
-            {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+            {"params": [p for p in rest if (p.ndim > 1) == wide and (id(p) in linear) == direct],
+             "weight_decay": config.weight_decay if wide and not direct else 0.0}
+            for wide in (True, False) for direct in (False, True)
+        ]  # fmt: skip
         groups = [group for group in groups if group["params"]]
+        self._linear, self._share = linear, config.linear_rate
         if groups and config.name == "shampoo":
             self.parts["shampoo"] = Shampoo(
                 groups, lr=0.0, betas=config.betas, epsilon=config.epsilon, weight_decay=config.weight_decay,
@@ -54,7 +57,7 @@ class Optimizers:
         """One update with a learning rate."""
         for optimizer in self.parts.values():
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * (self._share if id(group["params"][0]) in self._linear else 1.0)
             optimizer.step()
 
     def state(self) -> dict[str, Any]:
@@ -68,6 +71,14 @@ class Optimizers:
         """Goes on from what `state` gave, on any number of ranks."""
         for name, optimizer in self.parts.items():
             optimizer.load_state_dict(state[name])
+
+
+def is_linear_path(name: str) -> bool:
+    """Whether a parameter belongs to a codec's linear layer between fields and latent.
+
+    A change of it changes the fields themselves, not what is added to them.
+    """
+    return (".shortcut." in name and ".surface." not in name and ".final." not in name) or ".pressure." in name
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -107,5 +107,7 @@ def _guarded(call: Any, *values: Any, **more: Any) -> None:
     try:
         call(*values, **more)
     except RuntimeError as error:
-        raise ResourceError(f"another rank of this training was lost: {str(error).splitlines()[0]}",
-                            hint="start it again with --resume; it goes on from the last checkpoint") from error  # fmt: skip
+        raise ResourceError(
+            f"another rank of this training was lost: {str(error).splitlines()[0]}",
+            hint="start it again with --resume; it goes on from the last checkpoint",
+        ) from error

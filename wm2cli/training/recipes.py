@@ -30,6 +30,7 @@ class OptimizerConfig:
         betas, epsilon: Of Adam; of Shampoo's filtered gradient and factor matrices.
         weight_decay: Decoupled; norms, biases and other vectors are left out.
         momentum: Of Muon.
+        linear_rate: Rate of the codecs' linear layers between fields and latent, as a share of the others'.
         precondition_every: Shampoo: steps between refreshes of the roots.
         max_preconditioner_dim: Shampoo: largest factor matrix.
     """
@@ -39,6 +40,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.01
     momentum: float = 0.95
+    linear_rate: float = 1.0
     precondition_every: int = 20
     max_preconditioner_dim: int = 1024
 
@@ -147,7 +149,7 @@ class Recipe:
         validate_every, save_every: Steps.
         keep: Number of last checkpoints kept beside the best one.
         validation_times: Initial times of a validation.
-        validation_leads: Hours.
+        validation_leads: Hours; those that a stage's store does not hold are left out.
         skips: Steps in a row that may be skipped for a loss that is not finite or explodes.
         explosion: A loss this many times the running mean counts as exploded.
         half: Store the exported weights in 16 bits.
@@ -224,10 +226,8 @@ class Recipe:
 
 
 def _stage_problems(stage: Stage) -> list[str]:
-    problems = []
-    for name in ("steps", "lead_step", "targets", "batch", "micro"):
-        if getattr(stage, name) < 1:
-            problems.append(f"{name} must be at least 1, found {getattr(stage, name)}")
+    counts = {name: getattr(stage, name) for name in ("steps", "lead_step", "targets", "batch", "micro")}
+    problems = [f"{name} must be at least 1, found {value}" for name, value in counts.items() if value < 1]
     if not stage.rate > 0:
         problems.append(f"rate must be positive, found {stage.rate}")
     if stage.micro >= 1 and stage.batch % stage.micro:
@@ -258,7 +258,7 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         changes: `key=value` with the value as in TOML; `optimizer.name="adamw"`, `stages.1.steps=500`.
 
     Raises:
-        ConfigError: No such recipe, not TOML, unknown keys (with the nearest known one), impossible values; all at once.
+        ConfigError: No such recipe, not TOML, unknown keys (with the nearest known one), impossible values.
     """
     path = Path(name)
     if path.suffix == ".toml":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class View:
 
     store: Store
     schema: Schema
+    _places: Indices = field(init=False)
 
     def __post_init__(self) -> None:
         have = self.store.schema.channels
@@ -48,8 +49,6 @@ class View:
                 hint="make the store again with `wm2 preprocess`, or choose another model",
             )
         object.__setattr__(self, "_places", np.array([have.index(name) for name in self.schema.channels]))
-
-    _places: Indices
 
     def read(self, indices: Indices) -> State:
         """States at places of the store's time axis."""

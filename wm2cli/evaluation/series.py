@@ -1,27 +1,27 @@
-"""Forecasts, truth and climatology, wherever they come from, as arrays of channels on one grid."""
+"""Truth and climatology, wherever they come from, by valid time, as arrays of channels on one grid."""
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from wm2cli.analysis.preparation import prepare
 from wm2cli.analysis.snapshot import Snapshot
 from wm2cli.errors import DataError
-from wm2cli.evaluation.datasets import Axis, Fields, Values, label_of, order_of, split_label, variable_of
+from wm2cli.evaluation.datasets import Axis, Fields, Values, label_of, split_label, variable_of
+from wm2cli.fetch import Access, obtain
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import Inventory, plain_name, time_text
 from wm2cli.reading.inputs import kind_of, open_files
 from wm2cli.schema import VARIABLES, Schema, value_issues
-
-if TYPE_CHECKING:
-    from wm2cli.store import Store
+from wm2cli.sources import INITIAL_FIELDS, Request, open_source
+from wm2cli.store import Store, open_store
 
 _CACHE_BYTES = 512 * 2**20
 """Truth and climatology kept in memory: leads of following inits meet at the same valid times."""
@@ -62,112 +62,6 @@ def kind_of_weather(attributes: Mapping[str, Any]) -> str:
     if str(attributes.get("initial_conditions_source", "")) in SIMULATED_SOURCES:
         return "simulated"
     return "unknown"
-
-
-class Forecasts:
-    """Forecasts from files, each with one init or many, by init and lead.
-
-    Args:
-        parts: What was opened; each has `channels`, `grid`, `attributes`, `members`, `pairs` and `read`.
-
-    Raises:
-        DataError: Different grids, numbers of members or no common channel, or an init that is there twice.
-    """
-
-    def __init__(self, parts: Sequence[_Forecast]) -> None:
-        self.parts = tuple(parts)
-        self.label = parts[0].label if len(parts) == 1 else f"{parts[0].label} and {len(parts) - 1} more"
-        self.grid = parts[0].grid
-        self.members = parts[0].members
-        self.attributes = parts[0].attributes
-        self.notes = list(dict.fromkeys(note for part in parts for note in part.notes))
-        shared = [label for label in parts[0].channels if all(label in part.channels for part in parts)]
-        self.channels = tuple(sorted(shared, key=order_of))
-        problems = [f"{part.label} is on {part.grid.describe()}, {parts[0].label} on {self.grid.describe()}"
-                    for part in parts if part.grid != self.grid]  # fmt: skip
-        problems += [f"{part.label} has {part.members or 'no'} members, {parts[0].label} {self.members or 'none'}"
-                     for part in parts if part.members != self.members]  # fmt: skip
-        self.partial = sorted({label for part in parts for label in part.channels} - set(self.channels))
-        if not self.channels:
-            problems.append("they have no channel in common")
-        self._where: dict[tuple[np.datetime64, int], _Forecast] = {}
-        twice: dict[str, None] = {}
-        for part in parts:
-            for pair in part.pairs:
-                if pair in self._where:
-                    twice[f"{time_text(pair[0])} is there twice, in {self._where[pair].label} and {part.label}"] = None
-                self._where[pair] = part
-        problems += twice
-        if problems:
-            raise DataError("the forecasts do not go together", problems=problems[:20],
-                            hint="evaluate them one by one, or compare two with --against")  # fmt: skip
-        self.inits = tuple(sorted({init for init, _ in self._where}))
-        self.leads = tuple(sorted({lead for _, lead in self._where}))
-
-    def has(self, init: np.datetime64, lead: int) -> bool:
-        """Whether there is such a pair."""
-        return (init, lead) in self._where
-
-    def read(self, init: np.datetime64, leads: Sequence[int], labels: Sequence[str]) -> Values:
-        """(T, C, H, W) physical values, or (T, M, C, H, W) with members."""
-        parts = [(self._where[init, lead], lead) for lead in leads]
-        groups = [
-            part.read(init, [lead for _, lead in some], labels)
-            for part, some in itertools.groupby(parts, key=lambda pair: pair[0])
-        ]
-        return groups[0] if len(groups) == 1 else np.concatenate(groups)
-
-    @property
-    def kind(self) -> str:
-        """See `kind_of_weather`; simulated if any part is."""
-        kinds = [kind_of_weather(part.attributes) for part in self.parts]
-        return "simulated" if "simulated" in kinds else kinds[0]
-
-
-class _Forecast(Protocol):
-    label: str
-    grid: Grid
-    channels: tuple[str, ...]
-    members: int
-
-    @property
-    def attributes(self) -> Mapping[str, Any]: ...
-    @property
-    def notes(self) -> Sequence[str]: ...
-    @property
-    def pairs(self) -> Sequence[tuple[np.datetime64, int]]: ...
-    def read(self, init: np.datetime64, leads: Sequence[int], labels: Sequence[str]) -> Values: ...
-
-
-class DatasetForecast:
-    """Forecasts in a NetCDF file or a Zarr store: one init with valid times, or inits by leads."""
-
-    def __init__(self, path: Path) -> None:
-        self._fields = Fields(path)
-        self.label, self.grid, self.attributes = self._fields.label, self._fields.grid, self._fields.attributes
-        self.channels, self.notes = tuple(self._fields.channels), self._fields.notes
-        self.members = self._fields.size("member") if self._fields.has("member") else 0
-        if self.members == 1:
-            self.members = 0
-        starts, leads = self._fields.starts_and_leads
-        self.pairs = [(start, int(lead)) for start in starts for lead in leads]
-        self._starts = {start: number for number, start in enumerate(starts)}
-        self._leads = {int(lead): number for number, lead in enumerate(leads)}
-
-    def read(self, init: np.datetime64, leads: Sequence[int], labels: Sequence[str]) -> Values:
-        """(T, C, H, W), or (T, M, C, H, W) with members."""
-        fields = self._fields
-        numbers = [self._leads[lead] for lead in leads]
-        first, last = min(numbers), max(numbers)
-        select: dict[Axis, int | slice] = {"step" if fields.has("step") else "time": slice(first, last + 1)}
-        roles: tuple[Axis, ...] = ("reference", "time")
-        select |= {role: self._starts[init] for role in roles if role not in select and fields.has(role)}
-        if fields.has("member"):
-            select["member"] = slice(None) if self.members else 0
-        values = fields.read(labels, select)  # (C, T, ...)
-        if numbers != list(range(first, last + 1)):
-            values = values[:, [number - first for number in numbers]]
-        return np.moveaxis(values, 0, -3)
 
 
 class DatasetSeries:
@@ -238,9 +132,9 @@ class InventorySeries:
         names = [file.label for file in inventory.files]
         self.label = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         if not any(item.valid_time is not None for item in analyses):
-            raise DataError(f"{self.label} has no analysis", problems=_lines(inventory),
+            raise DataError(f"{self.label} has no analysis", problems=problem_lines(inventory),
                             hint="forecast fields are no truth; give analyses")  # fmt: skip
-        self.grid, self.channels = _grid_and_channels(self._inventory)
+        self.grid, self.channels = grid_and_channels(self._inventory)
         self.attributes: dict[str, Any] = {}
         self.notes = list(inventory.notes)
         left = len(inventory.fields) - len(analyses)
@@ -254,56 +148,24 @@ class InventorySeries:
 
     def read(self, time: np.datetime64, labels: Sequence[str]) -> Values:
         """(C, H, W) at a valid time."""
-        return _read_inventory(self._inventory, time, labels, self.grid)
+        return read_inventory(self._inventory, time, labels, self.grid)
 
     def static(self) -> Mapping[str, Values]:
         """Fields constant in time."""
         return {}
 
 
-class InventoryForecast:
-    """Forecasts in GRIB or other files that `wm2cli.reading` opens."""
-
-    def __init__(self, inventory: Inventory) -> None:
-        names = [file.label for file in inventory.files]
-        self.label = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        groups: dict[tuple[np.datetime64, int], list[Any]] = {}
-        for item in inventory.fields:
-            if item.base_time is not None and item.valid_time is not None:
-                hours = int((item.valid_time - item.base_time) / np.timedelta64(1, "h"))
-                groups.setdefault((item.base_time.astype("datetime64[s]"), hours), []).append(item)
-        if not groups:
-            raise DataError(f"{self.label} is no forecast: no field says when its forecast began",
-                            problems=_lines(inventory))  # fmt: skip
-        self._inventory = {pair: replace(inventory, fields=tuple(items)) for pair, items in groups.items()}
-        self.pairs = sorted(groups)
-        found = [_grid_and_channels(part) for part in self._inventory.values()]
-        self.grid = found[0][0]
-        # What a forecast lacks at some leads (sums at its start) is verified at none.
-        self.channels = tuple(label for label in found[-1][1] if all(label in labels for _, labels in found))
-        if not self.channels:
-            raise DataError(f"{self.label} has no field at all of its leads", problems=_lines(inventory))
-        self.attributes: dict[str, Any] = {}
-        self.notes = list(inventory.notes)
-        self.members = 0
-
-    def read(self, init: np.datetime64, leads: Sequence[int], labels: Sequence[str]) -> Values:
-        """(T, C, H, W)."""
-        valid = [init + np.timedelta64(lead, "h") for lead in leads]
-        parts = [self._inventory[init, lead] for lead in leads]
-        return np.stack([_read_inventory(part, time, labels, self.grid)
-                         for part, time in zip(parts, valid, strict=True)])  # fmt: skip
-
-
 class SourceSeries:
-    """A truth that a source has: fetched for each valid time, in wm2's names and units, on the grid of the scores."""
+    """A truth that a source has: fetched for each valid time, in wm2's names and units, on the grid of the scores.
+
+    Sources serve what forecasts start from; sums and extremes are not among that.
+    """
 
     def __init__(self, name: str, grid: Grid, labels: Sequence[str]) -> None:
-        from wm2cli.sources import cache_folder, open_source
-
-        self._source = open_source(name)
-        self._folder = cache_folder() / name
-        self.label, self.grid, self.channels = name, grid, tuple(labels)
+        self._source = name
+        served = {*INITIAL_FIELDS.pressure, *INITIAL_FIELDS.surface}
+        self.label, self.grid = name, grid
+        self.channels = tuple(label for label in labels if split_label(label)[0].name in served)
         kind = "simulated" if name in SIMULATED_SOURCES else "reanalysis" if name in ("era5", "arco") else "analysis"
         self.attributes: dict[str, Any] = {"source": name, "wm2_kind": kind}
         self.notes: list[str] = []
@@ -314,16 +176,12 @@ class SourceSeries:
 
     def read(self, time: np.datetime64, labels: Sequence[str]) -> Values:
         """(C, H, W) at a valid time, regridded conservatively by the one that prepares analyses."""
-        from wm2cli.analysis.preparation import prepare
-        from wm2cli.sources import Request
-
         pairs = [split_label(label) for label in labels]
         upper = tuple(dict.fromkeys(known.name for known, level in pairs if level is not None))
         levels = tuple(sorted({level for _, level in pairs if level is not None}))
         schema = Schema(upper, levels, tuple(known.name for known, level in pairs if level is None))
-        pieces = self._source.plan(Request(time, schema=schema))
-        inventory = self._source.open([self._source.fetch(piece, self._folder) for piece in pieces])
-        made = prepare(inventory, schema, time, self.grid).dataset
+        got = obtain((self._source,), Request((time,), schema=schema), Access())
+        made = prepare(open_source(got.source).open(got.paths), schema, time, self.grid).dataset
         return np.stack([
             made[known.name].values[0] if level is None else made[known.name].sel(level=level).values[0]
             for known, level in pairs
@@ -332,6 +190,42 @@ class SourceSeries:
     def static(self) -> Mapping[str, Values]:
         """None: statics are asked for by name."""
         return {}
+
+
+class SeveralSeries:
+    """A truth in several files, a year each for example.
+
+    Args:
+        parts: What was opened.
+
+    Raises:
+        DataError: Different grids, or no common channel.
+    """
+
+    def __init__(self, parts: Sequence[Series]) -> None:
+        self._parts = tuple(parts)
+        self.label, self.grid = f"{parts[0].label} and {len(parts) - 1} more", parts[0].grid
+        self.channels = tuple(label for label in parts[0].channels if all(label in part.channels for part in parts))
+        self.attributes = parts[0].attributes
+        self.notes = [note for part in parts for note in part.notes]
+        problems = [f"{part.label} is on {part.grid.describe()}" for part in parts if part.grid != self.grid]
+        if not self.channels:
+            problems.append("they have no channel in common")
+        if problems:
+            raise DataError(f"the truths do not go together; {parts[0].label} is on {self.grid.describe()}",
+                            problems=problems)  # fmt: skip
+
+    def has(self, time: np.datetime64) -> bool:
+        """Whether there are fields for a valid time."""
+        return any(part.has(time) for part in self._parts)
+
+    def read(self, time: np.datetime64, labels: Sequence[str]) -> Values:
+        """(C, H, W) at a valid time, from the first part that has it."""
+        return next(part.read(time, labels) for part in self._parts if part.has(time))
+
+    def static(self) -> Mapping[str, Values]:
+        """Fields constant in time."""
+        return {name: values for part in reversed(self._parts) for name, values in part.static().items()}
 
 
 class Climatology:
@@ -451,43 +345,30 @@ def check_plausible(values: Values, labels: Sequence[str], where: str) -> None:
                         hint="check the unit that the file states")  # fmt: skip
 
 
-def open_forecasts(paths: Sequence[Path]) -> Forecasts:
-    """Forecasts from NetCDF files, Zarr stores and GRIB files.
+def open_truth(paths: Sequence[Path]) -> Series:
+    """A truth from a training store, Zarr stores, NetCDF or GRIB files; several go together as one.
 
     Raises:
-        DataError: Some cannot be read, are no forecasts, or do not go together; all are listed.
+        DataError: Some cannot be read, have no valid times, or do not go together; all are listed.
     """
-    parts: list[_Forecast] = []
+    parts: list[Series] = []
     errors: list[DataError] = []
-    grib = [path for path in paths if path.is_file() and _kind(path) != "netcdf"]
+    grib = [path for path in paths if path.is_file() and file_kind(path) != "netcdf"]
     for path in paths:
         try:
-            if path not in grib:
-                parts.append(DatasetForecast(path))
+            if not path.exists() or _is_store(path):
+                parts.append(StoreSeries(open_store(path)))
+            elif path not in grib:
+                parts.append(DatasetSeries(path))
         except DataError as error:
             errors.append(error)
     try:
         if grib:
-            parts.append(InventoryForecast(open_files(grib)))
+            parts.append(InventorySeries(open_files(grib)))
     except DataError as error:
         errors.append(error)
-    _raise_all(errors, f"{len(errors)} of {len(paths)} forecasts cannot be used")
-    return Forecasts(parts)
-
-
-def open_truth(path: Path) -> Series:
-    """A truth from a training store, a Zarr store, a NetCDF file or GRIB.
-
-    Raises:
-        DataError: It cannot be read or has no valid times.
-    """
-    if _is_store(path):
-        from wm2cli.store import open_store
-
-        return StoreSeries(open_store(path))
-    if path.is_file() and _kind(path) != "netcdf":
-        return InventorySeries(open_files([path]))
-    return DatasetSeries(path)
+    raise_all(errors, f"{len(errors)} of {len(paths)} truths cannot be used")
+    return parts[0] if len(parts) == 1 else SeveralSeries(parts)
 
 
 def _is_store(path: Path) -> bool:
@@ -504,7 +385,7 @@ def _is_store(path: Path) -> bool:
     return {"schema", "normalizer"} <= set(attributes) or "complete" in attributes
 
 
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
     try:
         with open(path, "rb") as stream:
             return kind_of(path.name, stream.read(512))
@@ -512,7 +393,7 @@ def _kind(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _raise_all(errors: Sequence[DataError], message: str) -> None:
+def raise_all(errors: Sequence[DataError], message: str) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -520,7 +401,7 @@ def _raise_all(errors: Sequence[DataError], message: str) -> None:
         raise DataError(message, problems=problems, hint=errors[0].hint)
 
 
-def _grid_and_channels(inventory: Inventory) -> tuple[Grid, tuple[str, ...]]:
+def grid_and_channels(inventory: Inventory) -> tuple[Grid, tuple[str, ...]]:
     dynamic = [item for item in inventory.fields if item.valid_time is not None]
     label = inventory.files[0].label
     if len({item.member for item in dynamic}) > 1:
@@ -545,7 +426,7 @@ def _grid_and_channels(inventory: Inventory) -> tuple[Grid, tuple[str, ...]]:
     return grid, tuple(labels)
 
 
-def _read_inventory(inventory: Inventory, time: np.datetime64, labels: Sequence[str], grid: Grid) -> Values:
+def read_inventory(inventory: Inventory, time: np.datetime64, labels: Sequence[str], grid: Grid) -> Values:
     snapshot = Snapshot(inventory, time)
     out = np.full((len(labels), *grid.shape), np.nan, np.float32)
     lacking = []
@@ -563,7 +444,7 @@ def _read_inventory(inventory: Inventory, time: np.datetime64, labels: Sequence[
     return out
 
 
-def _lines(inventory: Inventory) -> list[str]:
+def problem_lines(inventory: Inventory) -> list[str]:
     return [line for lines in inventory.problems.values() for line in lines]
 
 

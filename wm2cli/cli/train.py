@@ -1,0 +1,141 @@
+"""`wm2 train`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wm2cli.cli.program import Json, app, emit, say
+from wm2cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from wm2cli.training.loop import Listener, Step
+
+
+@app.command(
+    epilog="""[bold]Examples[/bold]
+
+wm2 train --recipe wm2-mini --data store.zarr --out runs/mini
+
+wm2 train --recipe my.toml --data store.zarr --data hourly=hourly.zarr --set optimizer.name=adamw --out runs/adamw
+
+wm2 train --resume --data store.zarr --out runs/mini
+
+torchrun --nproc-per-node 2 -m wm2cli train --recipe wm2-mini --data store.zarr --out runs/mini"""
+)
+def train(
+    data: Annotated[
+        list[str], typer.Option(help="Training store of `wm2 preprocess`; NAME=PATH for the others a recipe names.",
+                                show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    recipe: Annotated[
+        str | None, typer.Option(help="Bundled recipe, or a .toml file; the run's own with --resume.",
+                                 show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value of the recipe: key=value, stages.0.steps=100.",
+                                       show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="WM2_DEVICE")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each rank.", envvar="WM2_THREADS", show_default=False)
+    ] = None,
+    stop_after: Annotated[
+        int | None, typer.Option(min=1, help="Save and stop after so many steps of the run.", show_default=False)
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events into the run.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train a model by a recipe; Ctrl-C and SIGTERM save before they end it."""
+    if recipe is None and not resume:
+        raise UsageError("a training needs a recipe", hint="--recipe wm2-mini, or --resume for a run that began")
+    if recipe is None and changes:
+        raise UsageError("--set changes a recipe: give --recipe as well")
+    stores: dict[str, Path] = {}
+    for text in data:
+        name, found, path = text.partition("=")
+        name, path = (name, path) if found else ("main", text)
+        if name in stores:
+            raise UsageError(f"two stores are called '{name}'", hint="give others as NAME=PATH")
+        stores[name] = Path(path).expanduser()
+    from wm2cli.training.loop import Options
+    from wm2cli.training.loop import train as command
+    from wm2cli.training.recipes import load_recipe
+
+    chosen = None if recipe is None else load_recipe(recipe, changes or ())
+    options = Options(data=stores, out=out, recipe=chosen, resume=resume, device=device, threads=threads,
+                      stop_after=stop_after, tensorboard=tensorboard)  # fmt: skip
+    with _told() as listener:
+        result = command(options, listener)
+    if not _is_first():
+        return
+    if as_json:
+        emit(result.to_dict())
+    else:
+        print(result.weights)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _told() -> Iterator[Listener]:
+    """A table that stays up to date on a terminal; a line now and then elsewhere."""
+    from wm2cli.training.loop import Listener
+
+    if not sys.stderr.isatty():
+        every = _Lines()
+        yield Listener(step=every.step, note=lambda text: say(f"note: {text}"))
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+        yield Listener(
+            progress=lambda what, done, total: live.update(f"{what} {done}/{total}"),
+            step=lambda report: live.update(_table(report)),
+            note=lambda text: live.console.print(f"note: {text}", markup=False, highlight=False),
+        )
+
+
+class _Lines:
+    """About a line a minute."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def step(self, report: Step) -> None:
+        now = time.monotonic()
+        if now - self._last >= 60.0 or report.step == report.steps:
+            self._last = now
+            say(f"step {report.step}/{report.steps} {report.stage}: loss {report.loss:.4f}, "
+                f"{report.samples_per_second:.2f} samples/s, horizon {report.horizon} h")  # fmt: skip
+
+
+def _table(report: Step) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    seconds = sum(report.seconds.values()) or 1.0
+    rows = {
+        "step": f"{report.step} of {report.steps}, stage {report.stage}",
+        "loss": f"{report.loss:.4f}   " + "  ".join(f"{lead} h {value:.3f}" for lead, value in report.leads.items()),
+        "rate": f"{report.rate:.2e}, gradient {report.gradient:.3g}, skipped {report.skipped}",
+        "horizon": f"{report.horizon} h",
+        "speed": f"{report.samples_per_second:.2f} samples/s; waiting for data "
+        f"{100 * report.seconds['data'] / seconds:.1f} % of the step",
+        "memory": f"{report.memory / 1e9:.2f} GB",
+    }
+    for name, text in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", text)
+    return table

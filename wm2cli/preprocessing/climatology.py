@@ -1,0 +1,274 @@
+"""The climatology of a training store: the mean of every hour and day of the year over the times of `train`.
+
+As in WeatherBench 2: all years and the days around count together, with weights that fall linearly from the day itself
+to zero at both ends of the window (61 days: 59 count); the window goes round the end of the year; the 366th day of an
+ordinary year is its 365th again. The day of the year is the calendar's, so it is one ahead from March in leap years.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import wm2cli
+from wm2cli.errors import DataError, ResourceError
+from wm2cli.schema import VARIABLES
+from wm2cli.store import Progress, Store
+
+Array = NDArray[np.float64]
+
+DAYS = 366
+
+_CACHE_BYTES = 512 * 2**20
+
+
+def write_climatology(store: Store, path: Path, window_days: int, overwrite: bool = False,
+                      on_progress: Progress = lambda what, done, total: None) -> None:  # fmt: skip
+    """Writes the climatology in the layout of WeatherBench 2: (hour, dayofyear, level, latitude, longitude).
+
+    Args:
+        store: A training store.
+        path: NetCDF-4 file, or a Zarr folder if it ends in `.zarr`; appears when it is complete.
+        window_days: Odd number of days.
+        overwrite: Replace what is there.
+
+    Raises:
+        DataError: A day of the year has no times in its window.
+        ResourceError: It cannot be written.
+    """
+    days = _Days(store)
+    if lacks := days.without(window_days):
+        raise DataError(
+            f"{store.path}: train has no times within {window_days // 2} days of {len(lacks)} days of the year, "
+            f"day {lacks[0]} among them", hint="a climatology needs a whole year at least; make the window longer"
+        )  # fmt: skip
+    part = path.with_name(f".{path.name}.part")
+    _remove(part)
+    try:
+        with (_ZarrFile if path.suffix == ".zarr" else _NetcdfFile)(part, store, days.hours, window_days) as file:
+            for number, hour in enumerate(days.hours):
+                for day, mean in enumerate(days.means(hour, window_days)):
+                    file.write(number, day, mean.astype(np.float32))
+                    on_progress("making the climatology", number * DAYS + day + 1, len(days.hours) * DAYS)
+        if overwrite:
+            _remove(path)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        raise ResourceError(
+            f"{path} could not be written: {error}", hint="check the folder and its free space"
+        ) from error
+    finally:
+        _remove(part)
+
+
+class _Days:
+    """The times of `train` by hour and day of the year."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        places = store.split_indices("train")
+        times = store.time[places]
+        day_of_year, hour = calendar(times)
+        years = times.astype("datetime64[Y]")
+        self.hours = tuple(sorted({int(value) for value in hour}))
+        self.years = (int(str(years.min())), int(str(years.max())))
+        self._places: dict[tuple[int, int], list[int]] = {}
+        for place, day, clock, year in zip(places.tolist(), day_of_year.tolist(), hour.tolist(), years, strict=True):
+            self._places.setdefault((clock, day), []).append(place)
+            if day == 365 and not _is_leap(int(str(year))):
+                self._places.setdefault((clock, 366), []).append(place)
+        one = len(store.schema.channels) * int(np.prod(store.grid.shape)) * 8
+        # With room for a window and two days every day is read once, else three or four times.
+        self._sum = lru_cache(maxsize=max(1, _CACHE_BYTES // one))(self._read_sum)
+
+    def count(self, hour: int, day: int) -> int:
+        """Times of an hour on a day of the year, 1 to 366."""
+        return len(self._places.get((hour, day), ()))
+
+    def without(self, window_days: int) -> list[int]:
+        """Days of the year that have no times in their window."""
+        half = half_width(window_days)
+        return [day for day in range(1, DAYS + 1)
+                if any(not sum(self.count(hour, around(day, shift)) for shift in range(1 - half, half))
+                       for hour in self.hours)]  # fmt: skip
+
+    def means(self, hour: int, window_days: int) -> Any:
+        """Yields (C, H, W) means of days 1 to 366.
+
+        The weights of one day and the next differ by one everywhere, so the weighted sum moves on by the sum of the
+        days to come less the sum of the days gone; few fields are held, whatever the grid and the window.
+        """
+        half = half_width(window_days)
+
+        def total(shifts: range, day: int, weight: Callable[[int], int]) -> tuple[Array, int]:
+            made, count = np.zeros((len(self._store.schema.channels), *self._store.grid.shape)), 0
+            for shift in shifts:
+                there = around(day, shift)
+                if self.count(hour, there):
+                    made += weight(shift) * self._sum(hour, there)
+                    count += weight(shift) * self.count(hour, there)
+            return made, count
+
+        weighted, weights = total(range(1 - half, half), 1, lambda shift: half - abs(shift))
+        ahead, number_ahead = total(range(1, half + 1), 1, lambda shift: 1)
+        behind, number_behind = total(range(1 - half, 1), 1, lambda shift: 1)
+        for day in range(1, DAYS + 1):
+            yield weighted / weights
+            weighted = weighted + ahead - behind
+            weights += number_ahead - number_behind
+            come, entering, gone = around(day, 1), around(day, half + 1), around(day, 1 - half)
+            ahead = ahead + self._day(hour, entering) - self._day(hour, come)
+            behind = behind + self._day(hour, come) - self._day(hour, gone)
+            number_ahead += self.count(hour, entering) - self.count(hour, come)
+            number_behind += self.count(hour, come) - self.count(hour, gone)
+
+    def _day(self, hour: int, day: int) -> Array | float:
+        return self._sum(hour, day) if self.count(hour, day) else 0.0
+
+    def _read_sum(self, hour: int, day: int) -> Array:
+        made = np.zeros((len(self._store.schema.channels), *self._store.grid.shape))
+        for place in self._places[hour, day]:
+            made += self._store.read([place])[0]
+        return made
+
+
+def half_width(window_days: int) -> int:
+    """Days on either side at which the weight has fallen to zero; a window of one day holds that day."""
+    return max(1, window_days // 2)
+
+
+def around(day: int, shift: int) -> int:
+    """The day of the year some days on, round the end of the year."""
+    return (day - 1 + shift) % DAYS + 1
+
+
+def calendar(times: NDArray[np.datetime64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Day of the year, from 1, and hour of the day."""
+    days = times.astype("datetime64[D]")
+    of_year = (days - times.astype("datetime64[Y]").astype("datetime64[D]")).astype(np.int64) + 1
+    return of_year, (times - days).astype("timedelta64[h]").astype(np.int64)
+
+
+def _is_leap(year: int) -> bool:
+    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+
+
+class _File:
+    """What both containers have in common: names, axes and attributes."""
+
+    def __init__(self, path: Path, store: Store, hours: tuple[int, ...], window_days: int) -> None:
+        self.path = path
+        self.store = store
+        schema = store.schema
+        level = {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}
+        self.axes: dict[str, tuple[NDArray[Any], dict[str, str]]] = {
+            "hour": (np.array(hours, np.int64), {"long_name": "hour of the day, UTC"}),
+            "dayofyear": (np.arange(1, DAYS + 1, dtype=np.int64), {"long_name": "day of the year"}),
+            "level": (np.array(schema.levels, np.float64), level),
+            "latitude": (store.grid.lat, {"units": "degrees_north", "standard_name": "latitude"}),
+            "longitude": (store.grid.lon, {"units": "degrees_east", "standard_name": "longitude"}),
+        }
+        if not schema.pressure:
+            del self.axes["level"]
+        self.variables: dict[str, tuple[slice, tuple[str, ...]]] = {}
+        at = 0
+        for name in schema.pressure:
+            self.variables[name] = (
+                slice(at, at + len(schema.levels)),
+                ("hour", "dayofyear", "level", "latitude", "longitude"),
+            )
+            at += len(schema.levels)
+        for name in schema.surface:
+            self.variables[name] = (slice(at, at + 1), ("hour", "dayofyear", "latitude", "longitude"))
+            at += 1
+        ranges = store.splits["train"]
+        self.attributes = {
+            "Conventions": "CF-1.11",
+            "title": f"Climatology of: {store.title}",
+            "wm2_kind": store.kind,
+            "source": str(store.provenance.get("source", "")),
+            "attribution": "\n".join(map(str, store.provenance.get("attribution", ()))),
+            "store_fingerprint": store.fingerprint,
+            "years": f"{str(ranges[0][0])[:4]}-{str(ranges[-1][1])[:4]}",
+            "times": ", ".join(f"{str(first)[:16]} to {str(last)[:16]}" for first, last in ranges),
+            "window_days": str(window_days),
+            "comment": "mean over all years and the days of the window, weights falling linearly to zero at its ends",
+            "history": f"wm2 {wm2cli.__version__} preprocess --climatology",
+        }
+
+    def attributes_of(self, name: str) -> dict[str, str]:
+        known = VARIABLES[name]
+        named = {"standard_name": known.standard_name} if known.standard_name else {}
+        return {"units": known.units, "long_name": known.long_name, **named}
+
+    def write(self, hour: int, day: int, values: NDArray[np.float32]) -> None:
+        """(C, H, W) of one hour and day, by their places on the axes."""
+        for name, (channels, dims) in self.variables.items():
+            self.put(name, hour, day, values[channels] if "level" in dims else values[channels][0])
+
+    def put(self, name: str, hour: int, day: int, values: NDArray[np.float32]) -> None:
+        raise NotImplementedError
+
+    def chunk(self, dims: tuple[str, ...]) -> tuple[int, ...]:
+        return (1, 1, *(self.axes[dim][0].size for dim in dims[2:]))
+
+
+class _NetcdfFile(_File):
+    def __enter__(self) -> _NetcdfFile:
+        import netCDF4
+
+        self._file = netCDF4.Dataset(self.path, "w", format="NETCDF4")
+        for name, (values, attributes) in self.axes.items():
+            self._file.createDimension(name, values.size)
+            made = self._file.createVariable(name, values.dtype, (name,))
+            made.setncatts(attributes)
+            made[:] = values
+        for name, (_, dims) in self.variables.items():
+            made = self._file.createVariable(name, "f4", dims, zlib=True, complevel=1, chunksizes=self.chunk(dims))
+            made.setncatts(self.attributes_of(name))
+        self._file.setncatts(self.attributes)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def put(self, name: str, hour: int, day: int, values: NDArray[np.float32]) -> None:
+        self._file.variables[name][hour, day] = values
+
+
+class _ZarrFile(_File):
+    def __enter__(self) -> _ZarrFile:
+        import zarr
+        from zarr.codecs import BloscCodec
+
+        self._arrays: dict[str, Any] = {}
+        group = zarr.create_group(self.path, zarr_format=3, attributes=dict(self.attributes))
+        for name, (values, attributes) in self.axes.items():
+            group.create_array(name, data=values, dimension_names=(name,), attributes=dict(attributes))
+        for name, (_, dims) in self.variables.items():
+            self._arrays[name] = group.create_array(
+                name, shape=tuple(self.axes[dim][0].size for dim in dims), chunks=self.chunk(dims), dtype="float32",
+                compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), dimension_names=dims,
+                fill_value=np.nan, attributes=dict(self.attributes_of(name)),
+            )  # fmt: skip
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def put(self, name: str, hour: int, day: int, values: NDArray[np.float32]) -> None:
+        self._arrays[name][hour, day] = values
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,644 @@
+"""The train command: from training stores to weights, in a run that survives.
+
+A run is a recipe's stages one after the other. Everything a step does follows from its number (`schedule`), so a run
+that is resumed goes on exactly as it would have. All ranks draw the same samples and lead times, compute their share of
+the passes, and add up gradients as a fixed tree; then every rank makes the same update.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import time as clock
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wm2cli import checkpoint
+from wm2cli.devices import autocast, resolve_device, resolve_precision
+from wm2cli.errors import CheckpointError, ConfigError, DataError, ResourceError, ValuesError
+from wm2cli.models.layers import Block
+from wm2cli.store import Store, open_store
+from wm2cli.training import saves
+from wm2cli.training.build import Built, build, trainable
+from wm2cli.training.losses import Weights, keep, make_weights, persistence_errors, rollout_loss
+from wm2cli.training.optimizers import Optimizers
+from wm2cli.training.ranks import Ranks, joined
+from wm2cli.training.recipes import Recipe, Stage, recipe_from_text, recipe_text
+from wm2cli.training.samples import Batch, Samples, View, read_ahead
+from wm2cli.training.schedule import draw, horizon, rate
+from wm2cli.training.validation import Climatology, Validation, headlines, summary
+
+FORMAT = 1
+"""Format number of the JSON documents of this command, and of the lines of `log.jsonl`."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that `wm2 train` can be told.
+
+    Args:
+        recipe: What to do; that of the run when None, which needs `resume`.
+        data: Training stores by name; the recipe's stages name them, `main` is the usual one.
+        out: Run folder.
+        resume: Go on from the last complete checkpoint.
+        device, threads: As for a forecast.
+        stop_after: Stop (and save) after so many updates of the whole run; None goes to the end.
+        tensorboard: Also write TensorBoard events.
+    """
+
+    data: Mapping[str, Path]
+    out: Path
+    recipe: Recipe | None = None
+    resume: bool = False
+    device: str = "auto"
+    threads: int | None = None
+    stop_after: int | None = None
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is told of a step, to the log and to people.
+
+    Args:
+        step, steps: Updates made, and those of the whole run.
+        stage: Name of the stage.
+        loss: NaN when the step was skipped for it.
+        leads: Unweighted loss by lead time.
+        rate, gradient: Learning rate, and norm of the gradient before clipping.
+        horizon: Hours.
+        skipped: Steps skipped so far.
+        seconds: `data` (waited for samples), `compute`, `update`.
+        samples_per_second: Over all ranks.
+        memory: Largest memory of this process in bytes.
+    """
+
+    step: int
+    steps: int
+    stage: str
+    loss: float
+    leads: Mapping[int, float]
+    rate: float
+    gradient: float
+    horizon: int
+    skipped: int
+    seconds: Mapping[str, float]
+    samples_per_second: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training left."""
+
+    out: Path
+    weights: Path
+    steps: int
+    finished: bool
+    skipped: int
+    waiting_share: float
+    validation: Mapping[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """One JSON document."""
+        return {"format": FORMAT, **{name: str(value) if isinstance(value, Path) else value
+                                     for name, value in vars(self).items()}}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what happens; nobody by default."""
+
+    progress: Progress = lambda what, done, total: None
+    step: Callable[[Step], None] = lambda step: None
+    note: Callable[[str], None] = lambda text: None
+
+
+def train(options: Options, listener: Listener | None = None) -> Result:
+    """Trains a model, from the beginning or from the last checkpoint of a run.
+
+    Raises:
+        UsageError: The folder holds a run already, or none to resume.
+        ConfigError: The recipe is not possible, or not that of the run.
+        DataError: Stores lack something or are not those of the run.
+        CheckpointError: A checkpoint or the starting weights cannot be used.
+        ResourceError: No device, memory or disk; another process holds the run; a rank was lost.
+        ValuesError: Too many steps in a row had no finite loss.
+    """
+    told = listener or Listener()
+    device = resolve_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with joined(device) as ranks:
+        if device.type == "cuda":
+            device = torch.device("cuda", ranks.local if ranks.count > 1 else device.index or 0)
+            torch.cuda.set_device(device)
+        if not ranks.first:
+            told = Listener()
+            return _Run(options, told, device, ranks).run()
+        with saves.locked(options.out):
+            return _Run(options, told, device, ranks).run()
+
+
+@dataclass
+class _Position:
+    """Where a run stands; everything here is saved."""
+
+    stage: int = 0
+    step: int = 0
+    done: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    usual_loss: float = 0.0
+    judged: int = 0
+    score: float | None = None
+    best: float | None = None
+
+
+class _Run:
+    """One process of a training."""
+
+    def __init__(self, options: Options, told: Listener, device: torch.device, ranks: Ranks) -> None:
+        self.options, self.told, self.device, self.ranks = options, told, device, ranks
+        self.out = options.out
+        saves.refuse_mixing(self.out, options.resume)
+        self.saved = saves.read(saves.found(self.out)[-1]) if options.resume else None
+        self.recipe = _recipe_of(options, self.saved)
+        self.stores = {name: open_store(path) for name, path in options.data.items()}
+        self._check_ranks_and_stores()
+        self.built: Built = build(self.recipe, self.stores)
+        self.model = self.built.model
+        self.precision = resolve_precision(self.recipe.precision, device)
+        self.at = _Position()
+        self.validation_result: dict[str, Any] | None = None
+        self.waited = self.busy = 0.0
+        self.stop_signal: int | None = None
+        if self.saved is not None:
+            self._restore(self.saved)
+        module: nn.Module = self.model
+        module.to(device)
+        keep(module, self.recipe.checkpoint)
+        if self.recipe.compile:
+            for part in module.modules():
+                if isinstance(part, Block):
+                    part.compile()
+        self.writer = _Log(self.out, self.at.done, options.tensorboard) if ranks.first else None
+
+    def run(self) -> Result:
+        """All stages that are left."""
+        if self.ranks.first:
+            (self.out / "recipe.json").write_text(recipe_text(self.recipe))
+            for note in self.built.notes:
+                self.told.note(note)
+        with self._listening():
+            while self.at.stage < len(self.recipe.stages) and not self._enough():
+                self._stage(self.recipe.stages[self.at.stage])
+        finished = self.at.stage == len(self.recipe.stages)
+        self.ranks.wait()
+        total = self.waited + self.busy
+        if self.writer:
+            self.writer.close()
+        return Result(
+            out=self.out, weights=self.out / "weights" / "last.safetensors", steps=self.at.done, finished=finished,
+            skipped=self.at.skipped, waiting_share=round(self.waited / total, 4) if total else 0.0,
+            validation=self.validation_result,
+        )  # fmt: skip
+
+    def _stage(self, stage: Stage) -> None:
+        parameters = trainable(self.built, stage.trainable)
+        self.optimizers = Optimizers(self.recipe.optimizer, parameters)
+        self.average = {name: value.detach().clone() for name, value in parameters}
+        if self.saved is not None:
+            self.optimizers.load(self.saved["optimizer"])
+            self.average = {name: value.to(self.device) for name, value in self.saved["average"].items()}
+            self.saved = None
+        samples = self._samples(stage, "train", stage.horizon[1])
+        weights = self._weights(stage, samples)
+        validation = self._validation(stage)
+        if self.ranks.first:
+            count = sum(p.numel() for _, p in parameters)
+            self.told.note(f"stage {stage.name}: {stage.steps} steps, {count:,} parameters, {len(samples):,} initial "
+                           f"times, horizon {stage.horizon[0]} to {stage.horizon[1]} h")  # fmt: skip
+        if validation is not None and self.at.done == 0:
+            self._validate(validation)  # the first report is of the untrained model
+        last = stage.steps
+        if self.options.stop_after is not None:
+            last = min(last, self.at.step + self.options.stop_after - self.at.done)
+        for ready in read_ahead(self.at.step, last, lambda step: self._read(stage, step, samples)):
+            self._update(stage, ready.batch, ready.waited, weights, parameters)
+            ended = self.at.step == stage.steps
+            told = self.ranks.any(self.stop_signal is not None, self.device)
+            stopping = told or self._enough()
+            if validation is not None and (ended or self.at.done % self.recipe.validate_every == 0):
+                self._validate(validation)
+            if ended:
+                self._finish_stage(parameters)
+            if stopping or ended or self.at.done % self.recipe.save_every == 0:
+                self._save()
+            if told:
+                # Everything is on the disk: now what the signal means happens.
+                signal.signal(self.stop_signal or signal.SIGTERM, self._previous[self.stop_signal or signal.SIGTERM])
+                signal.raise_signal(self.stop_signal or signal.SIGTERM)
+
+    def _finish_stage(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """The next stage begins with the mean weights, so that what it freezes is what was validated."""
+        with torch.no_grad():
+            for name, parameter in parameters:
+                parameter.copy_(self.average[name])
+        self.at.stage += 1
+        self.at.step = 0
+        self.at.judged, self.at.usual_loss = 0, 0.0
+
+    # One step.
+
+    def _read(self, stage: Stage, step: int, samples: Samples) -> Batch:
+        drawn = draw(stage, self.at.stage, step, self.recipe.seed, len(samples))
+        share = stage.batch // self.ranks.count
+        mine = drawn.starts[self.ranks.rank * share : (self.ranks.rank + 1) * share]
+        return samples.read(mine, drawn.leads)
+
+    def _update(self, stage: Stage, batch: Batch, waited: float, weights: Weights,
+                parameters: Sequence[tuple[str, nn.Parameter]]) -> None:  # fmt: skip
+        started = clock.perf_counter()
+        values = [parameter for _, parameter in parameters]
+        passes = stage.batch // stage.micro
+        gradients, loss, parts = self._gradients(stage, batch, weights, values)
+        told = torch.tensor([loss, *parts.values()], dtype=torch.float64, device=self.device)
+        self.ranks.sum([*gradients, told])
+        loss, found = float(told[0]) / passes, [float(value) / passes for value in told[1:]]
+        for gradient in gradients:
+            gradient.div_(passes)
+        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        computed = clock.perf_counter()
+        used = rate(stage, self.at.step)
+        if self._acceptable(loss, norm):
+            limit = self.recipe.clip
+            shrink = limit / norm if limit and norm > limit else 1.0
+            for value, gradient in zip(values, gradients, strict=True):
+                value.grad = gradient.mul_(shrink)
+            self.optimizers.step(used)
+            decay = min(self.recipe.ema, (1 + self.at.step) / (10 + self.at.step))
+            with torch.no_grad():
+                for name, parameter in parameters:
+                    self.average[name].lerp_(parameter, 1.0 - decay)
+        for value in values:
+            value.grad = None
+        self.at.step += 1
+        self.at.done += 1
+        ended = clock.perf_counter()
+        self.waited += waited
+        self.busy += ended - started
+        report = Step(
+            step=self.at.done, steps=self.recipe.steps, stage=stage.name, loss=loss,
+            leads=dict(zip(parts, found, strict=True)), rate=used, gradient=norm,
+            horizon=horizon(stage, self.at.step - 1), skipped=self.at.skipped,
+            seconds={"data": waited, "compute": computed - started, "update": ended - computed},
+            samples_per_second=stage.batch / max(waited + ended - started, 1e-9), memory=_memory(self.device),
+        )  # fmt: skip
+        if self.writer:
+            self.writer.step(report)
+        self.told.step(report)
+        if self.at.skipped_in_a_row > self.recipe.skips:
+            saved = saves.found(self.out)
+            good = f"the last good checkpoint is {saved[-1].path}" if saved else "no checkpoint was saved yet"
+            raise ValuesError(
+                f"{self.at.skipped_in_a_row} steps in a row had no usable loss (the last: {loss:g}); {good}",
+                hint="lower the rate, or look at the data around these samples",
+            )
+
+    def _gradients(self, stage: Stage, batch: Batch, weights: Weights, values: Sequence[nn.Parameter]
+                   ) -> tuple[list[Tensor], float, dict[int, float]]:  # fmt: skip
+        """Sums over this rank's passes, added up as a binary tree.
+
+        The tree is the same for one rank with all passes and for two ranks with half of them each, so that both give
+        the same bits.
+        """
+        tree: list[tuple[int, list[Tensor]]] = []
+        total, parts = 0.0, dict.fromkeys(batch.targets, 0.0)
+        count = len(next(iter(batch.inputs.values())).time)
+        for first in range(0, count, stage.micro):
+            some = _part(batch, slice(first, first + stage.micro)).to(self.device)
+            with autocast(self.precision, self.device):
+                loss, found = rollout_loss(self.model, some, weights, self.recipe.loss.kind, self.recipe.checkpoint,
+                                           self.recipe.offload, self.built.shares())  # fmt: skip
+            made = torch.autograd.grad(loss, values, allow_unused=True)
+            total += float(loss.detach())
+            parts = {lead: value + found[lead] for lead, value in parts.items()}
+            leaf = [torch.zeros_like(v) if g is None else g for v, g in zip(values, made, strict=True)]
+            tree.append((1, leaf))
+            while len(tree) > 1 and tree[-1][0] == tree[-2][0]:
+                (size, right), (_, left) = tree.pop(), tree.pop()
+                tree.append((2 * size, [a.add_(b) for a, b in zip(left, right, strict=True)]))
+        while len(tree) > 1:
+            (size, right), (other, left) = tree.pop(), tree.pop()
+            tree.append((size + other, [a.add_(b) for a, b in zip(left, right, strict=True)]))
+        return tree[0][1], total, parts
+
+    def _acceptable(self, loss: float, norm: float) -> bool:
+        """Whether a step is made; those that are not are counted. The same on all ranks."""
+        at = self.at
+        good = np.isfinite(loss) and np.isfinite(norm)
+        if good and at.judged >= 20 and loss > self.recipe.explosion * at.usual_loss:
+            good = False
+        if good:
+            at.usual_loss = loss if at.judged == 0 else 0.95 * at.usual_loss + 0.05 * loss
+            at.judged += 1
+            at.skipped_in_a_row = 0
+            return True
+        at.skipped += 1
+        at.skipped_in_a_row += 1
+        return False
+
+    # What is prepared once a stage.
+
+    def _samples(self, stage: Stage, split: str, longest: int, step: int | None = None) -> Samples:
+        configs = self.model.inputs
+        names = dict(stage.inputs) or {next(iter(configs)): stage.data}
+        unknown = [name for name in names if name not in configs]
+        if unknown:
+            raise ConfigError(f"stage {stage.name}: the model has no encoder {', '.join(unknown)}; it has "
+                              f"{', '.join(configs)}")  # fmt: skip
+        inputs = {name: View(self.stores[data], configs[name]) for name, data in names.items()}
+        target = View(self.stores[stage.data], self.model.schema_out)
+        return Samples(inputs, target, split, longest, stage.lead_step if step is None else step)
+
+    def _weights(self, stage: Stage, samples: Samples) -> Weights:
+        loss = self.recipe.loss
+        model = self.model
+        plain = make_weights(loss, model.schema_out, model.grid, model.normalizer, {}, self.device)
+        if loss.leads == "equal":
+            return plain
+        leads = tuple(range(stage.lead_step, stage.horizon[1] + 1, stage.lead_step))
+        generator = np.random.Generator(np.random.Philox(key=[self.recipe.seed, self.at.stage]))
+        chosen = np.sort(generator.choice(len(samples), size=min(16, len(samples)), replace=False))
+        errors = persistence_errors(lambda wanted: samples.read(chosen, wanted).to(self.device), model, plain,
+                                    loss.kind, leads)  # fmt: skip
+        # Relative to six hours or the shortest lead time: what is hard counts less, but not less than a tenth.
+        unit = errors.get(6, errors[leads[0]])
+        table = {lead: max(0.1, unit / error) if error > 0 else 1.0 for lead, error in errors.items()}
+        return replace(plain, leads=table)
+
+    def _validation(self, stage: Stage) -> Validation | None:
+        if not self.ranks.first:
+            return None
+        hours = self.stores[stage.data].step_hours
+        leads = tuple(lead for lead in self.recipe.validation_leads
+                      if lead % min(self.model.steps) == 0 and lead % hours == 0)  # fmt: skip
+        if not leads:
+            self.told.note(f"no validation in stage {stage.name}: no lead time of {stage.data} is asked for")
+            return None
+        try:
+            samples = self._samples(stage, "validation", max(leads), step=hours)
+        except DataError as error:
+            self.told.note(f"no validation in stage {stage.name}: {error.message}")
+            return None
+        count = min(self.recipe.validation_times, len(samples))
+        chosen = np.linspace(0, len(samples) - 1, count).round().astype(np.int64)
+        store = samples.target.store
+        every = max(1, len(store.split_indices("train")) // 1500)
+        climatology = Climatology.fit(
+            samples.target,
+            "train",
+            headlines(self.model.schema_out),
+            every,
+            lambda done, total: self.told.progress("fitting a climatology", done, total),
+        )
+        return Validation(samples, chosen, leads, climatology)
+
+    def _validate(self, validation: Validation) -> None:
+        current = self._swap()
+        try:
+            self.model.eval()
+            with torch.inference_mode(), autocast(self.precision, self.device):
+                result = validation.run(
+                    self.model, self.device, lambda done, total: self.told.progress("validating", done, total)
+                )
+        finally:
+            self._put(current)
+            self.model.train()
+        self.validation_result = result
+        self.at.score = result["score"]
+        if self.writer:
+            self.writer.validation(self.at.done, result)
+        self.told.note(f"step {self.at.done}: {summary(result)}")
+
+    # Weights in and out.
+
+    @torch.no_grad()
+    def _swap(self) -> dict[str, Tensor]:
+        """Puts the mean weights into the model, and gives those it had."""
+        parameters = dict(self.built.named())
+        current = {name: parameters[name].detach().clone() for name in self.average}
+        self._put(self.average)
+        return current
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        parameters = dict(self.built.named())
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+    def _save(self) -> None:
+        optimizer = self.optimizers.state()  # all ranks take part
+        if self.ranks.first:
+            state = {
+                "model": {name: value.detach().cpu() for name, value in self.built.named()},
+                "average": {name: value.cpu() for name, value in self.average.items()},
+                "optimizer": optimizer,
+                "position": vars(self.at).copy(),
+                "recipe": recipe_text(self.recipe),
+                "data": {name: store.fingerprint for name, store in self.stores.items()},
+                "validation": json.dumps(self.validation_result),
+                "random": torch.get_rng_state(),
+            }
+            better = self.at.score is not None and (self.at.best is None or self.at.score < self.at.best)
+            if better:
+                self.at.best = self.at.score
+            saves.write(self.out, self.at.done, state, self.at.score)
+            saves.prune(self.out, self.recipe.keep)
+            self._export(better)
+        self.ranks.wait()
+
+    def _export(self, better: bool) -> None:
+        """The mean weights as a checkpoint for forecasts."""
+        folder = self.out / "weights"
+        folder.mkdir(exist_ok=True)
+        current = self._swap()
+        try:
+            header = self.built.header(self.recipe, self.stores, self.at.done, self.validation_result)
+            names = ["last"] + (["best"] if better else [])
+            for name in names:
+                checkpoint.save(folder / f"{name}.safetensors", self.model, header, self.built.static,
+                                half=self.recipe.half)  # fmt: skip
+        finally:
+            self._put(current)
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        found = saved["data"]
+        here = {name: self.stores[name].fingerprint if name in self.stores else "not given" for name in found}
+        changed = [f"{name}: {here[name][:12]} instead of {found[name][:12]}" for name in found
+                   if here[name] != found[name]]  # fmt: skip
+        if changed:
+            raise DataError("the data are not those of the run", problems=changed,
+                            hint="give the same stores, or begin another run")  # fmt: skip
+        parameters = dict(self.built.named())
+        if set(parameters) != set(saved["model"]):
+            raise CheckpointError("the checkpoint is of another model", hint="begin another run")
+        with torch.no_grad():
+            for name, value in saved["model"].items():
+                parameters[name].copy_(value)
+        self.at = _Position(**saved["position"])
+        self.validation_result = json.loads(saved["validation"])
+        torch.set_rng_state(saved["random"])
+        if self.at.step == 0:
+            self.saved = None  # a stage begins: nothing of the last one's optimizer is wanted
+
+    # The rest.
+
+    def _enough(self) -> bool:
+        return self.options.stop_after is not None and self.at.done >= self.options.stop_after
+
+    def _check_ranks_and_stores(self) -> None:
+        problems = []
+        for stage in self.recipe.stages:
+            passes = stage.batch // stage.micro
+            if passes % self.ranks.count:
+                problems.append(f"stage {stage.name}: {passes} passes (batch {stage.batch} / micro {stage.micro}) do "
+                                f"not divide among {self.ranks.count} ranks")  # fmt: skip
+            problems += [f"stage {stage.name} needs the store '{name}': give --data {name}=PATH"
+                         for name in (stage.data, *stage.inputs.values()) if name not in self.stores]  # fmt: skip
+        if problems:
+            raise ConfigError("the recipe cannot be run so", problems=list(dict.fromkeys(problems)))
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Signals end the run after the step that is being made, when everything is saved."""
+
+        def heard(number: int, frame: object) -> None:
+            self.stop_signal = number
+
+        self._previous: dict[int, Any] = {}
+        try:
+            for number in map(int, (signal.SIGINT, signal.SIGTERM)):
+                self._previous[number] = signal.signal(number, heard)
+        except ValueError:  # not the main thread: whoever runs us there has signals of their own
+            self._previous = {}
+        try:
+            yield
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class _Log:
+    """`log.jsonl`: a line a step, and lines for validations; TensorBoard beside it when it is asked for."""
+
+    out: Path
+    resumed_at: int
+    tensorboard: bool
+    _events: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        path = self.out / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        # What a killed run did after its last checkpoint is done again, and logged again.
+        kept = [line for line in lines if _step_of(line) <= self.resumed_at]
+        partial = path.with_suffix(".part")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.replace(path)
+        self._stream = path.open("a", buffering=1)
+        if self.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ResourceError(f"TensorBoard is not installed: {error}", hint="pip install 'wm2cli[tensorboard]'"
+                                    ) from error  # fmt: skip
+            self._events = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.resumed_at)
+
+    def step(self, report: Step) -> None:
+        """A line for a step."""
+        self._line({"kind": "step", **vars(report)})
+        if self._events:
+            self._events.add_scalar("loss", report.loss, report.step)
+            self._events.add_scalar("rate", report.rate, report.step)
+            self._events.add_scalar("gradient", report.gradient, report.step)
+
+    def validation(self, step: int, result: Mapping[str, Any]) -> None:
+        """A line for a validation."""
+        self._line({"kind": "validation", "step": step, **result})
+        if self._events:
+            self._events.add_scalar("score", result["score"], step)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        self._stream.close()
+        if self._events:
+            self._events.close()
+
+    def _line(self, document: Mapping[str, Any]) -> None:
+        try:
+            self._stream.write(json.dumps({"format": FORMAT, **document}) + "\n")
+        except OSError as error:
+            raise ResourceError(f"the log of the run cannot be written: {error}",
+                                hint="free some space and start again with --resume") from error  # fmt: skip
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62  # cut short by a kill: it goes
+
+
+def _recipe_of(options: Options, saved: Mapping[str, Any] | None) -> Recipe:
+    if saved is None:
+        if options.recipe is None:
+            raise ConfigError("a training needs a recipe", hint="--recipe wm2-mini, or a .toml file")
+        return options.recipe.check()
+    kept = recipe_from_text(saved["recipe"])
+    if options.recipe is not None and options.recipe != kept:
+        old, new = json.loads(recipe_text(kept)), json.loads(recipe_text(options.recipe))
+        raise ConfigError("the recipe is not that of the run", problems=list(_differences(old, new, "")),
+                          hint="leave --recipe away to go on with the run's own, or begin another run")  # fmt: skip
+    return kept
+
+
+def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(a, b, f"{where}.{number}")
+    elif old != new:
+        yield f"{where} is {new!r}, in the run it is {old!r}"
+
+
+def _part(batch: Batch, some: slice) -> Batch:
+    def of(state: Any) -> Any:
+        return replace(state, time=state.time[some], pressure=state.pressure[some], surface=state.surface[some])
+
+    return Batch({name: of(state) for name, state in batch.inputs.items()},
+                 {lead: of(state) for lead, state in batch.targets.items()})  # fmt: skip
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def open_stores(paths: Mapping[str, Path]) -> dict[str, Store]:
+    """The stores of a training by name."""
+    return {name: open_store(path) for name, path in paths.items()}
