@@ -143,10 +143,10 @@ def write(folder: Path, inits: Any, leads: Any, times: Any, step: int) -> None:
             )  # fmt: skip
             centre, spread = climate(name)
             pattern = random.normal(size=(64, *space)).astype(np.float32)
-            for first in range(shape[0]):
-                numbers = first * math.prod(shape[1:]) + np.arange(math.prod(shape[1:]))
+            for place in range(shape[0]):
+                numbers = place * math.prod(shape[1:]) + np.arange(math.prod(shape[1:]))
                 field = pattern[numbers % 64] + (0 if kind == "truth" else 0.5 * pattern[(numbers * 7 + 3) % 64])
-                array[first] = (centre + spread * field).reshape(array.shape[1:])
+                array[place] = (centre + spread * field).reshape(array.shape[1:])
         zarr.consolidate_metadata(folder / f"{kind}.zarr")
 
 
