@@ -23,13 +23,13 @@ from wm2cli.evaluation.matching import Matches, describe_pairs, match, match_cha
 from wm2cli.evaluation.physics import drift_per_day
 from wm2cli.evaluation.regions import DEFAULT, Regions
 from wm2cli.evaluation.results import HEADLINE, NAMED_LEADS_HOURS, Evaluation, wind_labels, wind_parts
-from wm2cli.evaluation.scoring import Progress, Tally, Work, score
+from wm2cli.evaluation.scoring import BLOCK_BYTES, Tally, Work, score
 from wm2cli.evaluation.seeps import DRY_BELOW_M
 from wm2cli.evaluation.series import Climatology, OnGrid, Series, SourceSeries, on_grid, open_truth
 from wm2cli.evaluation.significance import block_bootstrap
 from wm2cli.evaluation.spectra import effective_resolution_km, wavelengths_km
 from wm2cli.grid import Grid
-from wm2cli.sources import SOURCES
+from wm2cli.sources import SOURCES, Progress
 
 Array = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ class Options:
         against: A second forecast.
         variables, levels, leads_hours: What to score; everything in common by default.
         regions: Names or boxes.
-        grid: `native`, `forecast`, `truth`, or a spacing in degrees.
+        grid: `native`, `forecast`, `truth`, or what `regular_grid` takes.
         skip_missing: Leave out cells with missing values.
         maps: Keep maps of error and bias, for a report.
         workers: Threads; as many as there are cores by default.
@@ -81,9 +81,8 @@ def evaluate(options: Options, on_progress: Progress = lambda what, done, total:
         DataError: Something is missing, on another grid, in another unit, or no pair can be verified; all is listed.
         RemoteError: The truth's source refused or failed.
     """
-    on_progress("opening", 0, 1)
-    forecasts = open_forecasts(options.forecasts)
-    against = open_forecasts(options.against) if options.against else None
+    forecasts = open_forecasts(options.forecasts, on_progress)
+    against = open_forecasts(options.against, on_progress) if options.against else None
     notes: list[str] = []
     truth_names, climatology_path = _choose_truth(options, forecasts, notes)
     climatology = None if climatology_path is None else Climatology(climatology_path)
@@ -109,7 +108,7 @@ def evaluate(options: Options, on_progress: Progress = lambda what, done, total:
     )  # fmt: skip
     if climatology is not None and climatology.grid != grid and _rainy(labels, climatology, matches):
         left.append("no SEEPS: its classes are on another grid than the scores, and cannot be regridded")
-    tally = score(work, options.workers or os.cpu_count() or 1, on_progress, options.scheduler)
+    tally = score(work, options.workers or _workers(work), on_progress, options.scheduler)
     metadata = provenance.metadata(
         forecasts, truth, climatology, against, matches, grid, regions.names, skip_missing=options.skip_missing,
         command_line=options.command_line,
@@ -151,18 +150,25 @@ def choose_grid(text: str, forecasts: Forecasts, truth: Series, climatology: Cli
 
 
 def regular_grid(text: str) -> Grid:
-    """The grid of a spacing in degrees, with the rows that the field uses for it.
+    """A grid by its spacing in degrees: `1.5` and `0.25` have rows on the poles, `5.625` has none, as in WeatherBench.
+
+    Args:
+        text: The spacing, or with the rows said: `1.5:cells`, `0.25:north`, `5.625:poles` (see `Grid.regular`).
 
     Raises:
-        UsageError: It is no spacing.
+        UsageError: It is no such grid.
     """
+    number, _, rows = text.partition(":")
     try:
-        spacing = float(text)
+        spacing = float(number)
     except ValueError:
         raise UsageError(f"'{text}' is no grid", hint="native, forecast, truth, or a spacing such as 1.5") from None
     if not 0.05 <= spacing <= 90 or abs(180 / spacing - round(180 / spacing)) > 1e-9:
-        raise UsageError(f"a grid spacing must divide 180 degrees, found {text}")
-    return Grid.regular(spacing, "cells" if spacing in _CELL_GRIDS else "poles")
+        raise UsageError(f"a grid spacing must divide 180 degrees, found {number}")
+    match rows or ("cells" if spacing in _CELL_GRIDS else "poles"):
+        case "poles" | "cells" | "north" as found:
+            return Grid.regular(spacing, found)
+    raise UsageError(f"'{text}' is no grid", hint="rows are poles, cells or north")
 
 
 def _choose_truth(options: Options, forecasts: Forecasts, notes: list[str]) -> tuple[tuple[str, ...], Path | None]:
@@ -199,6 +205,16 @@ def _open_truth(names: tuple[str, ...], options: Options, forecasts: Forecasts) 
 
 def _sources() -> list[str]:
     return [name for name in SOURCES if name != "file"]
+
+
+def _workers(work: Work) -> int:
+    """One thread a core, but no more than memory and inits allow."""
+    height, width = work.forecasts.grid.shape
+    one = 4 * len(work.matches.labels) * height * width * max(1, work.forecasts.members)
+    # A block of the forecast, the same regridded, and truth, climatology and persistence of a time.
+    held = 2 * max(one, BLOCK_BYTES) + 4 * one
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, len(work.matches.pairs), free // 2 // held))
 
 
 def _spectral(labels: Sequence[str]) -> tuple[int, ...]:

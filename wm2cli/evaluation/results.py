@@ -140,11 +140,11 @@ class Evaluation:
             acc = (
                 self.table("acc")[:, self.labels.index(label), 0] if "acc" in self.scores["forecast"] else np.array([])
             )
-            useful = [hours for hours, value in zip(self.leads, acc, strict=True) if value >= USEFUL_ACC]
-            if useful:
-                parts.append(f"anomaly correlation above {USEFUL_ACC} up to {lead_text(max(useful))}")
+            below = next((place for place, value in enumerate(acc) if not value >= USEFUL_ACC), len(acc))
+            if below:
+                parts.append(f"anomaly correlation above {USEFUL_ACC} up to {lead_text(self.leads[below - 1])}")
             elif np.isfinite(acc).any():
-                parts.append(f"anomaly correlation nowhere above {USEFUL_ACC}")
+                parts.append(f"anomaly correlation below {USEFUL_ACC} from the first lead on")
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
