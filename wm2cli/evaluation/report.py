@@ -246,4 +246,4 @@ def _colour(skill: float) -> str:
 
 
 def _ink(skill: float) -> str:
-    return "#ffffff" if abs(skill) > 0.3 else "#1c2329"
+    return "#ffffff" if abs(skill) > 0.36 else "#1c2329"

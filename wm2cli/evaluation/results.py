@@ -121,8 +121,10 @@ class Evaluation:
         named = tuple(lead for lead in NAMED_LEADS_HOURS if lead in self.leads)
         if len(named) >= min(3, len(self.leads)):
             return named
-        places = np.unique(np.linspace(0, len(self.leads) - 1, min(6, len(self.leads))).round().astype(int))
-        return tuple(self.leads[place] for place in places)
+        daily = tuple(lead for lead in self.leads if lead and lead % 24 == 0)
+        among = daily if len(daily) > 1 else self.leads
+        places = np.unique(np.linspace(0, len(among) - 1, min(6, len(among))).round().astype(int))
+        return tuple(among[place] for place in places)
 
     def verdict(self) -> str:
         """Is it any good? One line."""
