@@ -31,7 +31,7 @@ class Entry:
         bytes: Its size.
         licence: SPDX identifier.
         origin: Where it comes from.
-        time: The initial time of a state, or of the forecast that a truth verifies.
+        time: The time of a state.
     """
 
     name: str
@@ -83,13 +83,6 @@ def sample_states() -> Mapping[np.datetime64, Path]:
     return {np.datetime64(entry.time, "s"): entry.path for entry in manifest().values() if entry.kind == "state"}
 
 
-def sample_truth(init: np.datetime64) -> Path | None:
-    """The truth that followed a state of the sample; None for other times."""
-    found = [entry.path for entry in manifest().values()
-             if entry.kind == "truth" and np.datetime64(entry.time, "s") == init.astype("datetime64[s]")]  # fmt: skip
-    return found[0] if found else None
-
-
-def sample_climatology() -> Path | None:
-    """The climatology of the sample's world."""
-    return next((entry.path for entry in manifest().values() if entry.kind == "climatology"), None)
+def sample_file(kind: str) -> Path | None:
+    """The `truth` or the `climatology` of the sample, where this installation has them."""
+    return next((entry.path for entry in manifest().values() if entry.kind == kind), None)
