@@ -1,6 +1,6 @@
-"""What comes with wm2: the default weights and a sample of simulated weather, in the folder `weights`.
+"""What comes with wm2: the default weights and a sample of simulated weather.
 
-`manifest.toml` there names each file with its sha256, its size, its licence and where it comes from.
+`manifest.toml` names each file with its sha256, its size, its licence and where it comes from.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Entry:
 def folder() -> Path:
     """Where the bundled files are: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parent
-    inside = package / "weights"
+    inside = package / "bundle"
     return inside if inside.is_dir() else package.parent / "weights"
 
 
