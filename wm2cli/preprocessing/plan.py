@@ -198,7 +198,7 @@ class _Planner:
         splits = self._check_splits()
         source = self._source_grid()
         target = self.grid or source
-        static = self._static(target) if target is not None else {}
+        static = self._static(target)
         if self.problems or source is None or target is None:
             raise self._error()
         if source != target:
@@ -404,7 +404,8 @@ class _Planner:
         self.problems += issues
         return None if issues else groups[0][0].grid()
 
-    def _static(self, grid: Grid) -> dict[str, NDArray[np.float32]]:
+    def _static(self, grid: Grid | None) -> dict[str, NDArray[np.float32]]:
+        """The static fields on a grid; without one only their problems are noted."""
         chosen: list[Field] = []
         lacks = []
         for name in self.schema.static:
@@ -424,7 +425,7 @@ class _Planner:
             chosen.append(found[0])
         for name in lacks:
             self._missing(name, f"{name} ({VARIABLES[name].long_name}) is missing")
-        if not chosen:
+        if not chosen or grid is None:
             return {}
         try:
             dataset: xr.Dataset = read_static(Inventory(tuple(chosen)), grid)
