@@ -77,7 +77,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
                       (("2018-06-01", "2020-03-31T12"), ("2020-05-01", "2020-12-31T12")))  # fmt: skip
 
 
-@pytest.mark.parametrize(("window", "suffix"), [(61, ".nc"), (61, ".zarr"), (15, ".nc"), (3, ".nc"), (1, ".nc")])
+@pytest.mark.parametrize(("window", "suffix"), [(61, ".nc"), (15, ".zarr"), (1, ".nc")])
 def test_it_is_the_mean_that_the_definition_says(store: Store, tmp_path: Path, window: int, suffix: str) -> None:
     path = tmp_path / f"clim{suffix}"
     write_climatology(store, path, window)
@@ -151,15 +151,7 @@ def test_the_command_makes_it_from_a_store(store: Store, tmp_path: Path, capfd: 
         assert found.attrs["window_days"] == "9"
     assert run(["preprocess", "--store", str(store.path), "--climatology", str(path)]) == 2
     assert "exists already" in capfd.readouterr().err
-    arguments: list[Any] = [
-        "preprocess",
-        "--store",
-        str(store.path),
-        "--climatology",
-        str(path),
-        "--overwrite",
-        "--json",
-    ]
+    arguments = ["preprocess", "--store", str(store.path), "--climatology", str(path), "--overwrite", "--json"]
     assert run(arguments) == 0
     assert json.loads(capfd.readouterr().out)["climatology"] == str(path)
     with pytest.raises(UsageError, match="not possible"):
