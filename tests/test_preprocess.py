@@ -26,7 +26,7 @@ from wm2cli.errors import ConfigError, DataError, UsageError, Wm2Error
 from wm2cli.grid import Grid
 from wm2cli.preprocess import Options, Result, choose_schema, plan, preprocess
 from wm2cli.preprocessing import making
-from wm2cli.preprocessing.plan import parse_ranges
+from wm2cli.preprocessing.ranges import parse_ranges
 from wm2cli.preprocessing.statistics import Gatherer, Moments
 from wm2cli.schema import VARIABLES, Schema
 from wm2cli.state import Normalizer
@@ -241,6 +241,27 @@ def test_humidity_is_made_from_relative_humidity(tmp_path: Path) -> None:
     wanted = specific_humidity(moving("r", 850, time), moving("t", 850, time), 85000.0)
     np.testing.assert_allclose(store.read([7])[0, 1], wanted, rtol=1e-5)
     assert any(note.startswith("q: from relative humidity at 500 850 hPa") for note in result.notes)
+
+
+def test_what_others_determine_is_derived_when_asked(tmp_path: Path) -> None:
+    def change(name: str, level: float | None, time: np.datetime64, values: NDArray[np.float32]) -> NDArray[Any]:
+        return values * 0 + 9.80665 * 2000 if name == "z" and level == 850 else values
+
+    write_folder(tmp_path / "in", names=("u", "z", "u10", "t2m"), change=change, levels=(500, 850))
+    names = ("t2m", "u100", "orog")
+    with pytest.raises(DataError) as error:
+        make(tmp_path / "in", tmp_path / "store", variables=names, levels=None)
+    assert error.value.problems == (
+        "u100 (100 metre eastward wind) is missing; --derive makes it from u10, u on levels, z on levels, orog",
+    )
+    result = make(tmp_path / "in", tmp_path / "store", variables=names, levels=None, derive=True, dtype="float32")
+    store = open_store(result.store)
+    time = store.time[9]
+    ground = weather("orog", None, GRID.lat, GRID.lon).astype(np.float32)
+    low, high = moving("u10", None, time), moving("u", 850, time)  # everywhere more than 100 m above ground
+    wanted = low + (high - low) * np.log(10.0) / np.log((2000.0 - ground) / 10.0)
+    np.testing.assert_allclose(store.read([9])[0, 1], wanted, rtol=1e-4, atol=1e-4)
+    assert any(note.startswith("u100 derived from u10, u on levels") for note in result.notes)
 
 
 def test_packing_noise_is_set_to_the_physical_limit(tmp_path: Path) -> None:
@@ -462,18 +483,18 @@ def test_everything_that_is_missing_is_listed_at_once(tmp_path: Path) -> None:
     whole = times("2019-12-29", "2020-01-08")
     write_month(tmp_path / "in" / "a.nc", whole[:12], ("z", "t", "t2m", "tp"), static=("orog",))
     write_month(tmp_path / "in" / "b.nc", whole[14:], ("z", "t", "t2m"), static=("orog",))
-    error = refusal(tmp_path, variables=("z", "t", "q", "t2m", "msl", "tp_6h", "lsm"), levels=(500, 850, 1000))
+    error = refusal(tmp_path, variables=("z", "t", "q", "t2m", "v10", "tp_6h", "lsm"), levels=(500, 850, 1000))
     assert error.exit_code == 3
     assert error.problems == (
         "q (Specific humidity) is missing on all levels",
-        "msl (Mean sea level pressure) is missing",
+        "v10 (10 metre northward wind) is missing",
         "z t: 1000 hPa missing, beyond the levels there are (500 850 hPa)",
         "t2m: 2 of 40 times are missing: 2020-01-01T00, 2020-01-01T06",
         "tp_6h: 228 of 240 times of tp (sum over 1 h) are missing: 2019-12-28T19, 2019-12-28T20, 2019-12-28T21, ... "
         "2020-01-07T16, 2020-01-07T17, 2020-01-07T18 (228 times)",
         "lsm (Land-sea mask) is missing",
     )
-    assert "--without q,msl,lsm" in str(error.hint)
+    assert "--without q,v10,lsm" in str(error.hint)
 
 
 def test_times_that_are_there_twice_are_refused(tmp_path: Path) -> None:
@@ -514,6 +535,12 @@ def test_values_that_cannot_be_are_refused(tmp_path: Path, name: str, make_of: A
         assert re.search(text, line)
 
 
+def test_a_jump_is_taken_as_it_is_when_asked_for(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", change=spoil("2020-01-07", "tp_6h", lambda values: values * 1000.0))
+    (line,) = refusal(tmp_path).problems
+    assert f"taken as it is: {line}" in make(tmp_path / "in", tmp_path / "store", allow_jumps=True).notes
+
+
 def test_a_file_in_other_units_is_converted_when_it_says_so(tmp_path: Path, folder: Path) -> None:
     write_folder(tmp_path / "in", stop="2020-01-04")
     write_folder(tmp_path / "in", start="2020-01-04", units={"t2m": "degC"},
@@ -550,7 +577,7 @@ def test_several_ensemble_members_are_refused(tmp_path: Path) -> None:
     write_cds_new(tmp_path / "in.nc", ("t2m",), times=list(times("2020-01-01", "2020-01-02")), members=(0, 1, 2))
     with pytest.raises(DataError) as error:
         make(tmp_path / "in.nc", tmp_path / "store", variables=("t2m",), train="2020-01-01", validation=None, test=None)
-    assert "there for 3 ensemble members (0 to 2); give one" in error.value.problems[0]
+    assert error.value.problems == ("t2m: there for 3 ensemble members (0 to 2); give one",)
 
 
 def test_simulated_and_real_data_do_not_mix(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wm2cli.analysis.levels import between
 from wm2cli.analysis.thermodynamics import specific_humidity
 from wm2cli.errors import DataError
+from wm2cli.preprocessing.derived import derive
 from wm2cli.preprocessing.plan import Column, Origin, Plan, Track, shortened
 from wm2cli.reading.fields import time_text
 from wm2cli.schema import VARIABLES, Variable, value_issues
@@ -96,6 +97,12 @@ def _read_columns(plan: Plan, first: int, stop: int, out: Fields, problems: list
 def _read_column(plan: Plan, column: Column, first: int, stop: int, problems: list[Problem]) -> Fields:
     """(n, L, H, W) of a variable at the levels it is read at, windows combined, on the grid of the inputs."""
     known = column.known
+    if column.derivation is not None:
+        values, wrong = derive(plan, column, first, stop)
+        for place, text in wrong:
+            file = plan.series[int(column.origins[0].track.series[place, 0])].file.label
+            problems.append(Problem(known.name, file, text, time_text(plan.time[place])))
+        return values
     plain = [origin for origin in column.origins if origin.temperature is None]
     moist = [origin for origin in column.origins if origin.temperature is not None]
     values = _gather(plan, [(origin.level, origin.track) for origin in plain], first, stop)
