@@ -354,6 +354,18 @@ def test_a_zarr_store_in_the_layout_of_weatherbench(tmp_path: Path, version: int
     assert store.kind == "reanalysis"
 
 
+def test_chunks_of_many_times_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zarr(tmp_path / "era5.zarr", 3, times("2019-12-29", "2020-01-08", 3))  # ten times of 3 h in a chunk
+    for budget, expected_blocks in ((10**6, [(0, 40)]), (10**4, [(at, at + 5) for at in range(0, 40, 5)])):
+        monkeypatch.setattr("wm2cli.preprocessing.blocks._BLOCK_BYTES", budget)
+        blocks: list[tuple[int, int]] = []
+        original = making.cut_blocks
+        monkeypatch.setattr(making, "cut_blocks", lambda made: blocks.extend(original(made)) or original(made))  # noqa: B023
+        make(path, tmp_path / str(budget))
+        monkeypatch.undo()
+        assert blocks == expected_blocks
+
+
 def test_a_zarr_store_over_http(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
     import threading

@@ -24,6 +24,9 @@ _BLOCK_BYTES = 24 * 2**20
 """Of a block's values on the grid of the store, or of one variable on that of the inputs. Larger arrays than 32 MiB are
 given back to the system each time (glibc), and getting them again costs as much as computing with them."""
 
+_MOST_BYTES = 2**30
+"""Of a block where the inputs keep many times in a chunk."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -47,10 +50,14 @@ def cut_blocks(plan: Plan) -> list[tuple[int, int]]:
     deepest = max(len(column.origins) * column.origins[0].track.series.shape[1] for column in plan.columns)
     height, width = plan.source.shape
     one = 4 * max(channels * plan.grid.shape[0] * plan.grid.shape[1], deepest * height * width)
-    longest = max(1, _BLOCK_BYTES // one)
-    made = []
+    longest, most = max(1, _BLOCK_BYTES // one), max(1, _MOST_BYTES // one)
     edges = plan.cuts()
-    for first, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+    # A chunk that holds many times is better unpacked, or fetched, once than in every block.
+    chunks = plan.chunk_cuts()
+    if np.diff(chunks).max() > longest:
+        edges, longest = chunks, most
+    made = []
+    for first, stop in itertools.pairwise(edges.tolist()):
         made += [(start, min(start + longest, stop)) for start in range(first, stop, longest)]
     return made
 

@@ -138,10 +138,20 @@ class Plan:
 
     def cuts(self) -> NDArray[np.int64]:
         """Places on the time axis at which any variable goes over to another file, 0 and T among them."""
+        return self._edges([track.series for track in self.tracks])
+
+    def chunk_cuts(self) -> NDArray[np.int64]:
+        """The same, with the places at which the deepest variable goes over to another chunk of its file."""
+        column = max(self.columns, key=lambda item: len(item.origins))
+        track = column.origins[0].track
+        sizes = np.array([series.chunk for series in self.series])[track.series]
+        return self._edges([*(other.series for other in self.tracks), track.places[:, -1:] // sizes[:, -1:]])
+
+    def _edges(self, tables: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
         changes = np.zeros(self.time.size + 1, bool)
         changes[[0, -1]] = True
-        for track in self.tracks:
-            changes[1:-1] |= (np.diff(track.series, axis=0) != 0).any(axis=1)
+        for table in tables:
+            changes[1:-1] |= (np.diff(table, axis=0) != 0).any(axis=1)
         return np.flatnonzero(changes)
 
 
