@@ -80,13 +80,14 @@ def test_a_forecast_from_the_sample_says_that_it_is_simulated(forecast: Path) ->
 
 def test_the_bundled_weights_beat_persistence_and_climatology(forecast: Path) -> None:
     """Against the bundled truth, in a few lines of numpy; the model card has the figures over many starts."""
-    truth_path, climatology_path = bundled.sample_file("truth"), bundled.sample_file("climatology")
+    truth_path, climatology_path = bundled.sample_truth(INIT), bundled.sample_climatology()
     assert truth_path is not None
     assert climatology_path is not None
     with xr.open_dataset(forecast) as made, xr.open_dataset(truth_path) as truth, \
             xr.open_dataset(climatology_path) as usual:  # fmt: skip
         area = np.cos(np.deg2rad(made.latitude.values))[:, None] * np.ones(made.longitude.size)
         for name, level in (("z", 500), ("t", 850), ("t2m", None)):
+
             def pick(data: xr.Dataset, name: str = name, level: int | None = level) -> xr.DataArray:
                 return data[name] if level is None else data[name].sel(level=level)
 

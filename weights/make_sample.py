@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from pathlib import Path
 
 import netCDF4
@@ -99,19 +100,21 @@ def climatology(source: Path, times: np.ndarray, target: Path) -> None:
 def manifest() -> None:
     """Writes `manifest.toml` anew from the files that are here."""
     simulated = "simulated weather (jcm 3.0.0, SPEEDY physics, T31 L8), not observations"
-    kinds = {f"{init}.nc": ("state", init) for init in INITS}
-    kinds |= {"truth.nc": ("truth", ""), "climatology.nc": ("climatology", "")}
-    rows = [(HERE / "wm2-mini.safetensors", "wm2-mini", "weights", "", f"trained on {simulated}")]
-    rows += [(HERE / "sample" / name, f"sample/{name}", kind, time, simulated) for name, (kind, time) in kinds.items()]
+    kinds = {f"{init}.nc": ("state", [init]) for init in INITS}
+    kinds |= {"truth.nc": ("truth", list(VERIFIED)), "climatology.nc": ("climatology", [])}
+    rows = [(HERE / "wm2-mini.safetensors", "wm2-mini", "weights", [], f"trained on {simulated}")]
+    rows += [
+        (HERE / "sample" / name, f"sample/{name}", kind, times, simulated) for name, (kind, times) in kinds.items()
+    ]
     lines = ["# What comes with wm2; made by make_sample.py.\n"]
-    for path, name, kind, time, origin in rows:
+    for path, name, kind, times, origin in rows:
         if not path.exists():
             continue
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         lines.append(
             f'[[files]]\nname = "{name}"\nkind = "{kind}"\nfile = "{path.relative_to(HERE)}"\nsha256 = "{digest}"\n'
             f'bytes = {path.stat().st_size}\nlicence = "MIT"\norigin = "{origin}"\n'
-            + (f'time = "{time}"\n' if time else "")
+            + (f"times = {json.dumps(times)}\n" if times else "")
         )
     (HERE / "manifest.toml").write_text("\n".join(lines))
 
