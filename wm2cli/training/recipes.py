@@ -208,7 +208,7 @@ class Recipe:
         for name, value, low in (("ema", self.ema, 0.0), ("clip", self.clip, 0.0), ("skips", self.skips, 0),
                                  ("validate_every", self.validate_every, 1), ("save_every", self.save_every, 1),
                                  ("keep", self.keep, 1), ("validation_times", self.validation_times, 1)):  # fmt: skip
-            if value < low:
+            if not low <= value < math.inf:  # NaN neither
                 problems.append(f"{name} must be at least {low}, found {value}")
         if self.seed < 0:
             problems.append(f"seed must be at least 0, found {self.seed}")
@@ -216,7 +216,7 @@ class Recipe:
             problems.append(f"validation_leads must be hours of at least 1, found {list(self.validation_leads)}")
         if self.ema >= 1:
             problems.append(f"ema must be below 1, found {self.ema}")
-        if self.explosion <= 1:
+        if not self.explosion > 1:
             problems.append(f"explosion must be above 1, found {self.explosion}")
         problems += _optimizer_problems(self.optimizer)
         for name, value in (("lead_zero", self.loss.lead_zero), ("latent", self.loss.latent)):
