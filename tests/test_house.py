@@ -19,7 +19,7 @@ LAYERS = [
     {"forcings", "reading", "transfer", "writing"},
     {"sources"},
     {"analysis", "fetch", "store"},
-    {"preprocessing"},
+    {"preprocessing", "evaluation"},
     {"state"},
     {"models"},
     {"checkpoint", "devices"},
@@ -31,7 +31,7 @@ LAYERS = [
 ]
 """A module imports from its own layer or from those above it, never from below."""
 
-ABOVE_TORCH = set().union(*LAYERS[:6]) | {"cli", "__main__"}
+ABOVE_TORCH = set().union(*LAYERS[:7]) | {"cli", "__main__"}
 
 
 def room(path: Path) -> str:

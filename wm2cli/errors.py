@@ -76,3 +76,9 @@ class ConfigError(Wm2Error):
     """A recipe or configuration is unreadable, has an unknown key or an impossible value."""
 
     exit_code = 9
+
+
+class ThresholdError(Wm2Error):
+    """A threshold of `wm2 evaluate --fail-if` was crossed."""
+
+    exit_code = 10

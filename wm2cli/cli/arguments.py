@@ -61,6 +61,20 @@ def parse_levels(text: str | None) -> tuple[float, ...] | None:
         raise UsageError(f"'{text}' are not levels in hPa as 500,850") from None
 
 
+def parse_leads(text: str | None) -> tuple[int, ...] | None:
+    """Lead times in hours from `24,72,120`, in order.
+
+    Raises:
+        UsageError: Not whole numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"'{text}' are not leads in hours as 24,72,120") from None
+
+
 def parse_times(texts: list[str] | None) -> tuple[np.datetime64 | None, ...]:
     """UTC instants from times, `latest` (None), lists with commas and ranges `START/END/STEP`, ends included.
 

@@ -46,8 +46,8 @@ def write_climatology(store: Store, path: Path, window_days: int, overwrite: boo
     days = _Days(store)
     if lacks := days.without(window_days):
         raise DataError(
-            f"{store.path}: train has no times within {window_days // 2} days of {len(lacks)} days of the year, "
-            f"day {lacks[0]} among them", hint="a climatology needs a whole year at least; make the window longer"
+            f"{store.path}: train has no times within {half_width(window_days) - 1} days of {len(lacks)} days of the "
+            f"year, day {lacks[0]} among them", hint="a climatology needs a whole year at least; make the window longer"
         )  # fmt: skip
     part = path.with_name(f".{path.name}.part")
     _remove(part)

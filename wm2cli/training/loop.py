@@ -13,7 +13,7 @@ import signal
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -505,11 +505,19 @@ def _recipe_of(options: Options, saved: Mapping[str, Any] | None) -> Recipe:
             raise ConfigError("a training needs a recipe", hint="--recipe wm2-mini, or a .toml file")
         return options.recipe.check()
     kept = recipe_from_text(saved["recipe"])
-    if options.recipe is not None and options.recipe != kept:
+    if options.recipe is not None and _begun(options.recipe, saved) == _begun(kept, saved):
+        return options.recipe.check()  # stages that have not begun may still be changed
+    if options.recipe is not None:
         old, new = json.loads(recipe_text(kept)), json.loads(recipe_text(options.recipe))
         raise ConfigError("the recipe is not that of the run", problems=list(_differences(old, new, "")),
                           hint="leave --recipe away to go on with the run's own, or begin another run")  # fmt: skip
     return kept
+
+
+def _begun(recipe: Recipe, saved: Mapping[str, Any]) -> Recipe:
+    """The recipe with the stages that a run has begun."""
+    at = _Position(**saved["position"])
+    return replace(recipe, stages=recipe.stages[: at.stage + (at.step > 0)])
 
 
 def _differences(old: Any, new: Any, where: str) -> Iterator[str]:

@@ -150,7 +150,7 @@ class Recipe:
         validate_every, save_every: Steps.
         keep: Number of last checkpoints kept beside the best one.
         validation_times: Initial times of a validation.
-        validation_leads: Hours.
+        validation_leads: Hours; those that a stage's store does not hold are left out.
         skips: Steps in a row that may be skipped for a loss that is not finite or explodes.
         explosion: A loss this many times the running mean counts as exploded.
         half: Store the exported weights in 16 bits.

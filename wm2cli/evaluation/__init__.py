@@ -1,0 +1,1 @@
+"""Scores of forecasts against a truth and against baselines, physical checks, and what is made of them to look at."""

@@ -1,0 +1,337 @@
+"""`wm2 evaluate`: how good is a forecast?
+
+The way of an evaluation: open -> match pairs -> one grid -> pooled sums over all pairs -> scores, comparisons, checks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm2cli.errors import DataError, UsageError
+from wm2cli.evaluation import provenance
+from wm2cli.evaluation.accumulator import vector_rmse
+from wm2cli.evaluation.datasets import Values, split_label
+from wm2cli.evaluation.forecasts import Forecasts, open_forecasts
+from wm2cli.evaluation.matching import Matches, describe_pairs, match, match_channels
+from wm2cli.evaluation.physics import drift_per_day
+from wm2cli.evaluation.regions import DEFAULT, Regions
+from wm2cli.evaluation.results import HEADLINE, NAMED_LEADS_HOURS, Evaluation, wind_labels, wind_parts
+from wm2cli.evaluation.scoring import Progress, Tally, Work, score
+from wm2cli.evaluation.seeps import DRY_BELOW_M
+from wm2cli.evaluation.series import Climatology, OnGrid, Series, SourceSeries, on_grid, open_truth
+from wm2cli.evaluation.significance import block_bootstrap
+from wm2cli.evaluation.spectra import effective_resolution_km, wavelengths_km
+from wm2cli.grid import Grid
+from wm2cli.sources import SOURCES
+
+Array = NDArray[np.float64]
+
+_CELL_GRIDS = (11.25, 5.625, 2.8125, 1.40625, 0.703125)
+"""Spacings of the grids of WeatherBench that have no rows on the poles."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate, and how.
+
+    Args:
+        forecasts: NetCDF files, Zarr stores or GRIB files.
+        truth: Paths of files that go together or of a store, or the name of a source; without any, the truth bundled
+            with the sample is taken.
+        climatology: NetCDF file or Zarr store by hour and day of year.
+        against: A second forecast.
+        variables, levels, leads_hours: What to score; everything in common by default.
+        regions: Names or boxes.
+        grid: `native`, `forecast`, `truth`, or a spacing in degrees.
+        skip_missing: Leave out cells with missing values.
+        maps: Keep maps of error and bias, for a report.
+        workers: Threads; as many as there are cores by default.
+        scheduler: Address of a dask scheduler.
+        command_line: For the metadata.
+    """
+
+    forecasts: tuple[Path, ...]
+    truth: tuple[str, ...] = ()
+    climatology: Path | None = None
+    against: tuple[Path, ...] = ()
+    variables: tuple[str, ...] | None = None
+    levels: tuple[float, ...] | None = None
+    leads_hours: tuple[int, ...] | None = None
+    regions: tuple[str, ...] = DEFAULT
+    grid: str = "native"
+    skip_missing: bool = False
+    maps: bool = False
+    workers: int | None = None
+    scheduler: str | None = None
+    command_line: str = ""
+
+
+def evaluate(options: Options, on_progress: Progress = lambda what, done, total: None) -> Evaluation:
+    """Scores forecasts against a truth and against baselines.
+
+    Raises:
+        UsageError: Unknown variables, regions, grids or sources.
+        DataError: Something is missing, on another grid, in another unit, or no pair can be verified; all is listed.
+        RemoteError: The truth's source refused or failed.
+    """
+    on_progress("opening", 0, 1)
+    forecasts = open_forecasts(options.forecasts)
+    against = open_forecasts(options.against) if options.against else None
+    notes: list[str] = []
+    truth_names, climatology_path = _choose_truth(options, forecasts, notes)
+    climatology = None if climatology_path is None else Climatology(climatology_path)
+    truth = _open_truth(truth_names, options, forecasts)
+    others = {"truth": truth.channels}
+    if climatology is not None:
+        others["climatology"] = climatology.channels
+    if against is not None:
+        others["other forecast"] = against.channels
+    labels, left = match_channels(forecasts, others, options.variables, options.levels)
+    matches = match(forecasts, truth, climatology, against, labels, options.leads_hours)
+    if forecasts.partial:
+        left.append(f"not scored, because not every forecast file has them: {' '.join(forecasts.partial)}")
+    grid = choose_grid(options.grid, forecasts, truth, climatology, against)
+    regions = Regions.on(grid, options.regions)
+    work = Work(
+        matches=matches, forecasts=forecasts, truth=OnGrid(truth, grid, labels),
+        climatology=None if climatology is None else OnGrid(climatology, grid, labels), against=against, grid=grid,
+        regions=regions, skip_missing=options.skip_missing, spectra=_spectral(labels),
+        maps=_mapped(matches) if options.maps else ((), ()),
+        rain=_rainy(labels, climatology, matches) if climatology is not None and climatology.grid == grid else (),
+        orography=_orography(truth, climatology, grid),
+    )  # fmt: skip
+    if climatology is not None and climatology.grid != grid and _rainy(labels, climatology, matches):
+        left.append("no SEEPS: its classes are on another grid than the scores, and cannot be regridded")
+    tally = score(work, options.workers or os.cpu_count() or 1, on_progress, options.scheduler)
+    metadata = provenance.metadata(
+        forecasts, truth, climatology, against, matches, grid, regions.names, skip_missing=options.skip_missing,
+        command_line=options.command_line,
+    )  # fmt: skip
+    problems = [*forecasts.notes, *truth.notes, *(climatology.notes if climatology else ())]
+    return _result(
+        work, tally, metadata,
+        warnings=tuple(provenance.warnings_of(forecasts, truth, climatology, against)),
+        notes=tuple(dict.fromkeys([*notes, *left, *matches.notes, *problems])),
+    )  # fmt: skip
+
+
+def choose_grid(text: str, forecasts: Forecasts, truth: Series, climatology: Climatology | None,
+                against: Forecasts | None) -> Grid:  # fmt: skip
+    """The grid of the scores.
+
+    Raises:
+        UsageError: It is no grid.
+        DataError: `native`, and the grids differ.
+    """
+    there: dict[str, Any] = {
+        "forecast": forecasts,
+        "truth": truth,
+        "climatology": climatology,
+        "other forecast": against,
+    }
+    grids: dict[str, Grid] = {name: one.grid for name, one in there.items() if one is not None}
+    if text in ("forecast", "truth"):
+        return grids[text]
+    if text == "native":
+        if any(grid != grids["forecast"] for grid in grids.values()):
+            raise DataError(
+                "forecast and truth are on different grids",
+                problems=[f"{name}: {grid.describe()}" for name, grid in grids.items()],
+                hint="--grid 1.5, --grid forecast or --grid truth regrids all of them conservatively",
+            )
+        return grids["forecast"]
+    return regular_grid(text)
+
+
+def regular_grid(text: str) -> Grid:
+    """The grid of a spacing in degrees, with the rows that the field uses for it.
+
+    Raises:
+        UsageError: It is no spacing.
+    """
+    try:
+        spacing = float(text)
+    except ValueError:
+        raise UsageError(f"'{text}' is no grid", hint="native, forecast, truth, or a spacing such as 1.5") from None
+    if not 0.05 <= spacing <= 90 or abs(180 / spacing - round(180 / spacing)) > 1e-9:
+        raise UsageError(f"a grid spacing must divide 180 degrees, found {text}")
+    return Grid.regular(spacing, "cells" if spacing in _CELL_GRIDS else "poles")
+
+
+def _choose_truth(options: Options, forecasts: Forecasts, notes: list[str]) -> tuple[tuple[str, ...], Path | None]:
+    """The truth that was given, or the one bundled with the sample.
+
+    Raises:
+        UsageError: None was given and the forecast is not from the sample.
+    """
+    if options.truth:
+        return options.truth, options.climatology
+    found = provenance.bundled_truth(forecasts.attributes, forecasts.inits)
+    if found is None:
+        raise UsageError(
+            f"there is no truth to compare {forecasts.label} with",
+            hint=f"--truth FILE, or --truth SOURCE to fetch it; sources: {', '.join(_sources())}",
+        )
+    notes.append("truth and climatology are the bundled ones of the sample: simulated weather")
+    return tuple(map(str, found.truth)), options.climatology or found.climatology
+
+
+def _open_truth(names: tuple[str, ...], options: Options, forecasts: Forecasts) -> Series:
+    if len(names) == 1 and names[0] in _sources():
+        target = forecasts.grid
+        if options.grid not in ("native", "forecast", "truth"):
+            target = regular_grid(options.grid)
+        return SourceSeries(names[0], target, forecasts.channels)
+    paths = [Path(name).expanduser() for name in names]
+    absent = [path for path in paths if not path.exists() and not path.with_name(f"{path.name}.part").exists()]
+    if absent:
+        raise DataError(f"there is no truth at {', '.join(map(str, absent))}: no such file, and no source of that name",
+                        hint=f"sources: {', '.join(_sources())}")  # fmt: skip
+    return open_truth(paths)
+
+
+def _sources() -> list[str]:
+    return [name for name in SOURCES if name != "file"]
+
+
+def _spectral(labels: Sequence[str]) -> tuple[int, ...]:
+    """Channels whose spectra are kept: the headline ones and the winds in them."""
+    wanted = {*HEADLINE, "u850", "v850", "u10", "v10", "u250"}
+    chosen = tuple(number for number, label in enumerate(labels) if label in wanted)
+    return chosen or tuple(range(min(4, len(labels))))
+
+
+def _rainy(labels: Sequence[str], climatology: Climatology, matches: Matches) -> tuple[int, ...]:
+    """Channels that the climatology has the classes of SEEPS for."""
+    init, leads = next(iter(matches.pairs.items()))
+    valid = init + np.timedelta64(leads[0], "h")
+    return tuple(number for number, label in enumerate(labels)
+                 if split_label(label)[0].window_hours in DRY_BELOW_M
+                 and climatology.rain_classes(label, valid) is not None)  # fmt: skip
+
+
+def _mapped(matches: Matches) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and leads that maps are kept of."""
+    channels = [number for label in HEADLINE for number, one in enumerate(matches.labels) if one == label]
+    leads = [lead for lead in NAMED_LEADS_HOURS if lead in matches.leads] or [matches.leads[-1]]
+    return tuple(channels[:4] or range(min(2, len(matches.labels)))), tuple(leads[:4])
+
+
+def _orography(truth: Series, climatology: Climatology | None, grid: Grid) -> Values | None:
+    for series in (truth, climatology):
+        if series is not None:
+            found = series.static()
+            if "orog" in found:
+                return on_grid(np.asarray(found["orog"]), series.grid, grid)
+    return None
+
+
+def _result(work: Work, tally: Tally, metadata: dict[str, Any], *, warnings: tuple[str, ...],
+            notes: tuple[str, ...]) -> Evaluation:  # fmt: skip
+    labels, leads = work.matches.labels, work.matches.leads
+    winds = wind_labels(labels)
+    scores = {}
+    for name, made in tally.accumulators.items():
+        tables = made.scores()
+        if name in tally.seeps:
+            with np.errstate(invalid="ignore"):
+                tables["seeps"] = tally.seeps[name][..., 0] / tally.seeps[name][..., 1]
+        scores[name] = _with_winds(tables, labels, winds)
+    inits = np.array(tally.inits)
+    errors = {name: np.stack(tables) for name, tables in tally.mse.items()}
+    comparisons = {
+        name: block_bootstrap(errors["forecast"] - table, inits) for name, table in errors.items() if name != "forecast"
+    }
+    spectra = _spectra(work, tally)
+    return Evaluation(
+        labels=(*labels, *winds), leads=leads, regions=work.regions.names, scores=scores,
+        count=tally.accumulators["forecast"].count, comparisons=comparisons, spectra=spectra, maps=_maps(work, tally),
+        checks=_checks(work, tally, scores["forecast"], spectra), metadata=metadata, grid=work.grid,
+        warnings=warnings, notes=notes,
+        unmatched={reason: describe_pairs(pairs) for reason, pairs in work.matches.unmatched.items()},
+    )  # fmt: skip
+
+
+def _with_winds(scores: dict[str, Array], labels: Sequence[str], winds: Sequence[str]) -> dict[str, Array]:
+    """Scores with the wind vectors as more channels, for which only the square error is defined."""
+    if not winds:
+        return scores
+    pairs = [tuple(labels.index(part) for part in wind_parts(wind)) for wind in winds]
+    mse = scores["mse"]
+    vector = np.stack([mse[:, one] + mse[:, two] for one, two in pairs], axis=1)
+    root = np.stack([vector_rmse(mse[:, one], mse[:, two]) for one, two in pairs], axis=1)
+    more = {"mse": vector, "rmse": root}
+    return {name: np.concatenate([table, more.get(name, np.full_like(vector, np.nan))], axis=1)
+            for name, table in scores.items()}  # fmt: skip
+
+
+def _spectra(work: Work, tally: Tally) -> dict[str, Any]:
+    with np.errstate(invalid="ignore"):
+        means = {name: table / tally.spectra_count[:, None, None] for name, table in tally.spectra.items()}
+    waves = wavelengths_km(work.grid)
+    ours, truth = means["forecast"], means["truth"]
+    resolved = [[effective_resolution_km(ours[t, s], truth[t, s], waves) for s in range(ours.shape[1])]
+                for t in range(ours.shape[0])]  # fmt: skip
+    return {"labels": tuple(work.matches.labels[number] for number in work.spectra), "wavelengths_km": waves, **means,
+            "effective_resolution_km": np.array(resolved)}  # fmt: skip
+
+
+def _maps(work: Work, tally: Tally) -> dict[str, Any]:
+    numbers, leads = work.maps
+    if not leads or tally.maps is None:
+        return {}
+    count = tally.maps_count[:, None, None, None]
+    return {"labels": tuple(work.matches.labels[number] for number in numbers), "leads": leads,
+            "bias": tally.maps[0] / count, "rmse": np.sqrt(tally.maps[1] / count), "lat": work.grid.lat,
+            "lon": work.grid.lon}  # fmt: skip
+
+
+def _checks(work: Work, tally: Tally, scores: dict[str, Array], spectra: dict[str, Any]) -> dict[str, Array]:
+    """The checks of all inits by lead: sums of counts, roots of mean squares, the lowest of lowest values."""
+    names = dict.fromkeys(name for made in tally.checks for name in made)
+    tables = {name: np.stack([made.get(name, np.full(len(work.matches.leads), np.nan)) for made in tally.checks])
+              for name in names}  # fmt: skip
+    made: dict[str, Array] = {}
+    for prefix in ("", "truth_"):
+        for name in ("values", "not_finite", "out_of_range", "height_inversions"):
+            if prefix + name in tables:
+                made[prefix + name] = np.nansum(tables[prefix + name], axis=0)
+        for name in ("hydrostatic_rmse", "geostrophic_rmse"):
+            if prefix + name in tables:
+                made[prefix + name] = np.sqrt(_mean(tables[prefix + name] ** 2))
+        if prefix + "humidity_values" in tables:
+            share = tables[prefix + "humidity_negative"] / tables[prefix + "humidity_values"]
+            made[prefix + "humidity_negative_share"] = _mean(share)
+            made[prefix + "humidity_lowest"] = np.fmin.reduce(tables[prefix + "humidity_lowest"], axis=0)
+        if prefix + "dry_mass" in tables:
+            drifts = [drift_per_day(work.matches.leads, mass) for mass in tables[prefix + "dry_mass"]]
+            good = [drift for drift in drifts if np.isfinite(drift)]
+            made[prefix + "dry_mass_drift"] = np.array([np.mean(good) if good else np.nan])
+    if work.climatology is not None:
+        first = next(
+            (number for label in HEADLINE for number, one in enumerate(work.matches.labels) if one == label), 0
+        )
+        made["activity_ratio"] = scores["activity"][:, first, 0] / scores["activity_truth"][:, first, 0]
+    if spectra["labels"]:
+        first = _first_headline(spectra["labels"])
+        made["effective_resolution_km"] = spectra["effective_resolution_km"][:, first]
+    return made
+
+
+def _mean(table: Array) -> Array:
+    """(N, T) -> (T,): mean over the inits that have the lead; NaN where none has."""
+    valid = np.isfinite(table)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(valid, table, 0.0).sum(axis=0) / valid.sum(axis=0))
+
+
+def _first_headline(labels: Sequence[str]) -> int:
+    """Place of the channel that people look at first."""
+    return next((labels.index(label) for label in HEADLINE if label in labels), 0)
