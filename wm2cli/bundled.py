@@ -1,6 +1,6 @@
-"""What comes with wm2: the default weights and a sample of simulated weather, in the folder `weights`.
+"""What comes with wm2: the default weights and a sample of simulated weather.
 
-`manifest.toml` there names each file with its sha256, its size, its licence and where it comes from.
+`manifest.toml` names each file with its sha256, its size, its licence and where it comes from.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Entry:
         bytes: Its size.
         licence: SPDX identifier.
         origin: Where it comes from.
-        time: The initial time of a state, or of the forecast that a truth verifies.
+        times: The time of a state; the initial times whose forecasts a truth verifies.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Entry:
     bytes: int
     licence: str
     origin: str
-    time: str = ""
+    times: tuple[str, ...] = ()
 
 
 def folder() -> Path:
     """Where the bundled files are: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parent
-    inside = package / "weights"
+    inside = package / "bundle"
     return inside if inside.is_dir() else package.parent / "weights"
 
 
@@ -64,7 +64,8 @@ def manifest() -> Mapping[str, Entry]:
         return {
             entry["name"]: Entry(
                 name=entry["name"], kind=entry["kind"], path=folder() / entry["file"], sha256=entry["sha256"],
-                bytes=int(entry["bytes"]), licence=entry["licence"], origin=entry["origin"], time=entry.get("time", ""),
+                bytes=int(entry["bytes"]), licence=entry["licence"], origin=entry["origin"],
+                times=tuple(entry.get("times", ())),
             )
             for entry in entries
         }  # fmt: skip
@@ -80,16 +81,15 @@ def weights() -> Mapping[str, Path]:
 
 def sample_states() -> Mapping[np.datetime64, Path]:
     """Initial states of the sample by time."""
-    return {np.datetime64(entry.time, "s"): entry.path for entry in manifest().values() if entry.kind == "state"}
+    return {np.datetime64(entry.times[0], "s"): entry.path for entry in manifest().values() if entry.kind == "state"}
 
 
 def sample_truth(init: np.datetime64) -> Path | None:
-    """The truth that followed a state of the sample; None for other times."""
-    found = [entry.path for entry in manifest().values()
-             if entry.kind == "truth" and np.datetime64(entry.time, "s") == init.astype("datetime64[s]")]  # fmt: skip
-    return found[0] if found else None
+    """What followed a state of the sample; None when it does not come along."""
+    text = np.datetime_as_string(init.astype("datetime64[s]"), unit="h")
+    return next((entry.path for entry in manifest().values() if entry.kind == "truth" and text in entry.times), None)
 
 
 def sample_climatology() -> Path | None:
-    """The climatology of the sample's world."""
+    """The climatology of the sample's world, on the days that its truth covers."""
     return next((entry.path for entry in manifest().values() if entry.kind == "climatology"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import difflib
 import types
 import typing
@@ -78,6 +79,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(
             _convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True))
         )
+    if origin is collections.abc.Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"'{where}' must be a table, found {value!r}")
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if is_dataclass(hint):
         if isinstance(value, hint):  # type: ignore[arg-type]
             return value

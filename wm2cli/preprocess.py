@@ -23,7 +23,8 @@ from wm2cli.grid import Grid
 from wm2cli.preprocessing.climatology import write_climatology
 from wm2cli.preprocessing.making import Work
 from wm2cli.preprocessing.origin import describe_inputs
-from wm2cli.preprocessing.plan import Plan, Range, make_plan, parse_ranges
+from wm2cli.preprocessing.plan import Plan, make_plan
+from wm2cli.preprocessing.ranges import Range, parse_ranges
 from wm2cli.preprocessing.target import Contents, Target, finished, refuse_existing
 from wm2cli.reading.fields import time_text
 from wm2cli.reading.series import Catalogue, hash_files, open_series
@@ -51,7 +52,7 @@ class Options:
             inputs'.
         start, end: First and last time; those of the inputs when None.
         step: Hours between times.
-        train, validation, test: Years, dates or times, as `preprocessing.plan.parse_ranges` takes them.
+        train, validation, test: Years, dates or times, as `preprocessing.ranges.parse_ranges` takes them.
         dtype: `float16` (normalised values) or `float32` (physical values).
         scheduler: Address of a dask scheduler.
         workers: Threads; the number of processor cores when None.
@@ -60,6 +61,8 @@ class Options:
         store: Make only the climatology, from this store.
         kind: What the data are; found in the files, else `reanalysis`, when None.
         title: One line about the data; found in the files when None.
+        derive: Also make variables that others only approximate.
+        allow_jumps: Take values that jump between blocks of times as they are, and say so.
         overwrite: Replace what is there.
     """
 
@@ -84,6 +87,8 @@ class Options:
     store: Path | None = None
     kind: Literal["reanalysis", "analysis", "simulated"] | None = None
     title: str | None = None
+    derive: bool = False
+    allow_jumps: bool = False
     overwrite: bool = False
     command_line: str = ""
 
@@ -306,7 +311,7 @@ def prepare(options: Options, on_progress: Progress) -> Prepared:
         name: parse_ranges(text) for name in ("train", "validation", "test") if (text := getattr(options, name))
     }
     made = make_plan(catalogue, schema, grid=grid, start=options.start, end=options.end, step_hours=options.step,
-                     splits=splits)  # fmt: skip
+                     splits=splits, derive=options.derive)  # fmt: skip
     return Prepared(catalogue, made)
 
 
@@ -323,6 +328,7 @@ def _contents(options: Options, prepared: Prepared, provenance: Mapping[str, Any
         "step_hours": made.step_hours,
         "splits": {name: [[str(first), str(last)] for first, last in ranges] for name, ranges in made.splits.items()},
         "dtype": options.dtype,
+        "derive": options.derive,
         "inputs": [f"{Path(name).name} sha256={digest}" for name, digest in hashes],
     }
     return Contents(
@@ -351,7 +357,8 @@ def _make_store(options: Options, on_progress: Progress) -> tuple[Store, tuple[s
     refuse_existing(options.out, options.overwrite)
     with Target(options.out, contents, overwrite=options.overwrite) as target:
         target.check_done(on_progress)
-        work = Work(made, target, on_progress, scheduler=options.scheduler, workers=options.workers)
+        work = Work(made, target, on_progress, scheduler=options.scheduler, workers=options.workers,
+                    allow_jumps=options.allow_jumps)  # fmt: skip
         if options.dtype == "float16":
             if target.normalizer is None:
                 target.set_normalizer(work.survey(stored=False))
@@ -359,4 +366,4 @@ def _make_store(options: Options, on_progress: Progress) -> tuple[Store, tuple[s
         else:
             work.write()
             target.set_normalizer(work.survey(stored=True))
-        return work.finish(), notes
+        return work.finish(), (*notes, *work.notes)

@@ -86,6 +86,12 @@ def preprocess(
         typer.Option(help="reanalysis, analysis or simulated, where the inputs do not say it.", show_default=False),
     ] = None,
     title: Annotated[str | None, typer.Option(help="One line about the data.", show_default=False)] = None,
+    derive: Annotated[
+        bool, typer.Option("--derive", help="Derive missing variables where a documented formula exists.")
+    ] = False,
+    allow_jumps: Annotated[
+        bool, typer.Option("--allow-jumps", help="Take values that jump from file to file as they are.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only show what would be made, and what is wrong, from headers.")
@@ -106,7 +112,8 @@ def preprocess(
         inputs=tuple(inputs or ()), out=out, schema=schema, variables=names(variables), levels=pressures,
         without=names(without) or (), grid=grid, start=first, end=last, step=step, train=train, validation=validation,
         test=test, dtype=dtype, scheduler=scheduler, workers=workers, climatology=climatology, window=window,  # type: ignore[arg-type]
-        store=store, kind=kind, title=title, overwrite=overwrite, command_line=command_line(),  # type: ignore[arg-type]
+        store=store, kind=kind, title=title, derive=derive, allow_jumps=allow_jumps, overwrite=overwrite,  # type: ignore[arg-type]
+        command_line=command_line(),
     )  # fmt: skip
     if plan:
         with progress_bar() as on_progress:

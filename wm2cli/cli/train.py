@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -62,8 +63,8 @@ def train(
         raise UsageError("--set changes a recipe: give --recipe as well")
     stores: dict[str, Path] = {}
     for text in data:
-        name, found, path = text.partition("=")
-        name, path = (name, path) if found else ("main", text)
+        # A path may hold "=" too; names are words.
+        name, path = (text.split("=", 1)) if re.match(r"[A-Za-z]\w*=", text) else ("main", text)
         if name in stores:
             raise UsageError(f"two stores are called '{name}'", hint="give others as NAME=PATH")
         stores[name] = Path(path).expanduser()
@@ -90,9 +91,12 @@ def _is_first() -> bool:
 
 @contextmanager
 def _told() -> Iterator[Listener]:
-    """A table that stays up to date on a terminal; a line now and then elsewhere."""
+    """A table that stays up to date on a terminal; a line now and then elsewhere. Of several ranks only one speaks."""
     from wm2cli.training.loop import Listener
 
+    if not _is_first():
+        yield Listener()
+        return
     if not sys.stderr.isatty():
         every = _Lines()
         yield Listener(step=every.step, note=lambda text: say(f"note: {text}"))

@@ -52,17 +52,17 @@ def weights_init(
 
 @weights_app.command(
     "info",
-    epilog="[bold]Examples[/bold]\n\nwm2 weights info mini.safetensors\n\n"
+    epilog="[bold]Examples[/bold]\n\nwm2 weights info\n\nwm2 weights info mini.safetensors\n\n"
     "wm2 weights info mini.safetensors --json | jq .grid",
 )
 def weights_info(
-    file: Annotated[Path, typer.Argument(help="Checkpoint.")],
+    file: Annotated[str, typer.Argument(help="Checkpoint, or the name of bundled weights.")] = "",
     as_json: Json = False,
 ) -> None:
     """Show what a checkpoint holds: model, grid, variables, statistics, static fields, origin."""
     from wm2cli import weights as command
 
-    document = command.info(file)
+    document = command.info(command.resolve(file or None))
     if as_json:
         emit(document)
         return

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wm2cli.analysis.levels import between
 from wm2cli.analysis.thermodynamics import specific_humidity
 from wm2cli.errors import DataError
+from wm2cli.preprocessing.derived import derive
 from wm2cli.preprocessing.plan import Column, Origin, Plan, Track, shortened
 from wm2cli.reading.fields import time_text
 from wm2cli.schema import VARIABLES, Variable, value_issues
@@ -22,6 +23,9 @@ Fields = NDArray[np.float32]
 _BLOCK_BYTES = 24 * 2**20
 """Of a block's values on the grid of the store, or of one variable on that of the inputs. Larger arrays than 32 MiB are
 given back to the system each time (glibc), and getting them again costs as much as computing with them."""
+
+_MOST_BYTES = 2**30
+"""Of a block where the inputs keep many times in a chunk."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,14 @@ def cut_blocks(plan: Plan) -> list[tuple[int, int]]:
     deepest = max(len(column.origins) * column.origins[0].track.series.shape[1] for column in plan.columns)
     height, width = plan.source.shape
     one = 4 * max(channels * plan.grid.shape[0] * plan.grid.shape[1], deepest * height * width)
-    longest = max(1, _BLOCK_BYTES // one)
-    made = []
+    longest, most = max(1, _BLOCK_BYTES // one), max(1, _MOST_BYTES // one)
     edges = plan.cuts()
-    for first, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+    # A chunk that holds many times is better unpacked, or fetched, once than in every block.
+    chunks = plan.chunk_cuts()
+    if np.diff(chunks).max() > longest:
+        edges, longest = chunks, most
+    made = []
+    for first, stop in itertools.pairwise(edges.tolist()):
         made += [(start, min(start + longest, stop)) for start in range(first, stop, longest)]
     return made
 
@@ -96,6 +104,12 @@ def _read_columns(plan: Plan, first: int, stop: int, out: Fields, problems: list
 def _read_column(plan: Plan, column: Column, first: int, stop: int, problems: list[Problem]) -> Fields:
     """(n, L, H, W) of a variable at the levels it is read at, windows combined, on the grid of the inputs."""
     known = column.known
+    if column.derivation is not None:
+        values, wrong = derive(plan, column, first, stop)
+        for place, text in wrong:
+            file = plan.series[int(column.origins[0].track.series[place, 0])].file.label
+            problems.append(Problem(known.name, file, text, time_text(plan.time[place])))
+        return values
     plain = [origin for origin in column.origins if origin.temperature is None]
     moist = [origin for origin in column.origins if origin.temperature is not None]
     values = _gather(plan, [(origin.level, origin.track) for origin in plain], first, stop)

@@ -22,14 +22,14 @@ from wm2cli.store import Coding, Progress, Store, read_places
 
 _TASK_BLOCKS = 8
 _JUMP, _JUMP_OF_LOGARITHMS = 4.0, 1.5
-"""A block whose mean lies that many standard deviations off those of the other blocks is in another unit. Geopotential
-given as height, or degrees Celsius, lie further off; millimetres instead of metres by 6.9 in the logarithm, which is
-about 2 standard deviations; seasons and eruptions do not come near."""
-_JUMP_OF_SPREAD = 8.0
+"""A block whose mean lies that many standard deviations off those of the other blocks is in another unit. Degrees
+Celsius lie further off; millimetres instead of metres by 6.9 in the logarithm, which is about 2 standard deviations;
+seasons and eruptions do not come near."""
+_JUMP_OF_SPREAD = 100.0
+"""The same for a spread that is so many times as large or small: grams instead of kilograms, a rate instead of a sum.
+The humidity of the stratosphere may well change its spread tenfold, so factors of ten are left to the limits of the
+table of variables (geopotential as height, pressure in hPa, cloud in percent)."""
 _SAME = 0.02  # of a standard deviation: what statistics of the written numbers may be off by
-
-
-# What runs on the workers.
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +125,17 @@ class Work:
     """One run: hands out tasks and takes what comes of them."""
 
     def __init__(
-        self, made: Plan, target: Target, on_progress: Progress, *, scheduler: str | None, workers: int | None
+        self,
+        made: Plan,
+        target: Target,
+        on_progress: Progress,
+        *,
+        scheduler: str | None,
+        workers: int | None,
+        allow_jumps: bool,
     ) -> None:
+        self.notes: list[str] = []
+        self.allow_jumps = allow_jumps
         self.dtype = target.contents.dtype
         self.scheduler, self.workers = scheduler, workers
         self.plan = made
@@ -151,9 +160,12 @@ class Work:
         seen: dict[int, _Seen] = dict(self._run(_survey, tasks, "gathering statistics", stored=stored))
         parts = [seen[number] for number in range(len(tasks))]
         problems = [problem for part in parts for problem in part.problems]
-        lines = problem_lines(problems) or self._jumps(parts)
-        if lines:
-            raise self._refused(lines)
+        if problems:
+            raise self._refused(problem_lines(problems))
+        jumps = self._jumps(parts)
+        if jumps and not self.allow_jumps:
+            raise self._refused(jumps, "; --allow-jumps takes them as they are")
+        self.notes += [f"taken as it is: {line}" for line in jumps]
         sums = Sums.empty(self.floor.size, tuple(lags_of(self.plan.step_hours).values()))
         for part in parts:
             sums = sums.merge(part.sums)
@@ -236,7 +248,11 @@ class Work:
         stds = np.stack([one.std for part in parts for one in part.moments])
         mean, std = np.median(means, axis=0), np.median(stds, axis=0)
         limit = np.where(np.isfinite(self.floor), _JUMP_OF_LOGARITHMS, _JUMP)
-        off = (np.abs(means - mean) > limit * std) | (stds > _JUMP_OF_SPREAD * std) | (stds < std / _JUMP_OF_SPREAD)
+        off = (
+            (np.abs(means - mean) > limit * np.maximum(std, stds))
+            | (stds > _JUMP_OF_SPREAD * std)
+            | (stds < std / _JUMP_OF_SPREAD)
+        )
         groups: dict[str, list[tuple[int, int]]] = {}
         channels = self.plan.schema.channels
         for number, channel in zip(*np.nonzero(off), strict=True):
@@ -254,7 +270,7 @@ class Work:
             )
         return shortened(lines)
 
-    def _refused(self, lines: Sequence[str]) -> DataError:
+    def _refused(self, lines: Sequence[str], also: str = "") -> DataError:
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         return DataError(f"{count} with the values of the inputs", problems=lines,
-                         hint="mend or leave out these files; nothing was finished")  # fmt: skip
+                         hint=f"mend or leave out these files{also}")  # fmt: skip

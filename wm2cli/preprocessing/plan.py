@@ -6,7 +6,6 @@ stands for the hours before its valid time; WeatherBench 2, which sums six of th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,16 +16,19 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from wm2cli.analysis.derivations import Derivation, derivations_of
 from wm2cli.analysis.levels import LevelPlan, levels_text, plan_levels
+from wm2cli.analysis.preparation import needs_text
 from wm2cli.analysis.statics import read_static
 from wm2cli.errors import DataError
 from wm2cli.grid import Grid
+from wm2cli.preprocessing.derived import examples
+from wm2cli.preprocessing.ranges import Range
 from wm2cli.reading.fields import Axes, Field, Inventory, plain_name, time_text, times_text
 from wm2cli.reading.series import Catalogue, Series
 from wm2cli.schema import VARIABLES, Schema, Variable, channel_label
 
 Instants = NDArray[np.datetime64]
-Range = tuple[np.datetime64, np.datetime64]
 
 _HOUR = np.timedelta64(3600, "s")
 _DAY = np.timedelta64(86400, "s")
@@ -51,11 +53,13 @@ class Origin:
     """One level of a variable in the inputs.
 
     Args:
+        variable: Name of what is read.
         level: hPa, None for variables without levels.
         track: Where it is.
         temperature: Where the temperature is, if `track` is relative humidity that specific humidity is made from.
     """
 
+    variable: str
     level: float | None
     track: Track
     temperature: Track | None = None
@@ -71,13 +75,15 @@ class Column:
         origins: Levels read; one for variables without levels.
         levels: How each level of the store comes from these; empty for variables without levels.
         combine: What makes one value of the k fields of its window.
+        derivation: How it follows from the origins, if it is not there itself.
     """
 
     known: Variable
     channels: slice
     origins: tuple[Origin, ...]
     levels: tuple[LevelPlan, ...]
-    combine: Literal["sum", "maximum", "minimum"] | None
+    combine: Literal["sum", "maximum", "minimum"] | None = None
+    derivation: Derivation | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +99,7 @@ class Plan:
         series: What the tracks number.
         columns: One for each variable of the schema that changes in time.
         static: (H, W) float32 by name, on `grid`.
+        ground: The orography of the inputs, if there is any, for variables that are derived.
         notes: All that is done to the fields beyond copying them, and what the user should know of the inputs.
     """
 
@@ -105,6 +112,7 @@ class Plan:
     series: tuple[Series, ...]
     columns: tuple[Column, ...]
     static: Mapping[str, NDArray[np.float32]]
+    ground: tuple[Field, ...]
     notes: tuple[str, ...]
 
     def origin_of(self, channel: int, place: int) -> str:
@@ -130,10 +138,20 @@ class Plan:
 
     def cuts(self) -> NDArray[np.int64]:
         """Places on the time axis at which any variable goes over to another file, 0 and T among them."""
+        return self._edges([track.series for track in self.tracks])
+
+    def chunk_cuts(self) -> NDArray[np.int64]:
+        """The same, with the places at which the deepest variable goes over to another chunk of its file."""
+        column = max(self.columns, key=lambda item: len(item.origins))
+        track = column.origins[0].track
+        sizes = np.array([series.chunk for series in self.series])[track.series]
+        return self._edges([*(other.series for other in self.tracks), track.places[:, -1:] // sizes[:, -1:]])
+
+    def _edges(self, tables: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
         changes = np.zeros(self.time.size + 1, bool)
         changes[[0, -1]] = True
-        for track in self.tracks:
-            changes[1:-1] |= (np.diff(track.series, axis=0) != 0).any(axis=1)
+        for table in tables:
+            changes[1:-1] |= (np.diff(table, axis=0) != 0).any(axis=1)
         return np.flatnonzero(changes)
 
 
@@ -146,6 +164,7 @@ def make_plan(
     end: np.datetime64 | None,
     step_hours: int,
     splits: Mapping[str, tuple[Range, ...]],
+    derive: bool = False,
 ) -> Plan:
     """Finds a place in the inputs for every channel and time.
 
@@ -156,22 +175,24 @@ def make_plan(
         start, end: First and last time; those of the inputs when None.
         step_hours: Hours between times.
         splits: Ranges of time by name, both ends included; they may reach beyond the axis by less than a day.
+        derive: Also make variables that others only approximate (`analysis.derivations`).
 
     Raises:
         DataError: Variables, levels or times are missing, there twice, of several members, on several grids or on none
             that covers the globe; or splits overlap or are not covered. All of it is listed.
     """
-    return _Planner(catalogue, schema, grid, step_hours, splits).run(start, end)
+    return _Planner(catalogue, schema, grid, step_hours, splits, derive).run(start, end)
 
 
 class _Planner:
     def __init__(self, catalogue: Catalogue, schema: Schema, grid: Grid | None, step_hours: int,
-                 splits: Mapping[str, tuple[Range, ...]]) -> None:  # fmt: skip
+                 splits: Mapping[str, tuple[Range, ...]], derive: bool) -> None:  # fmt: skip
         self.catalogue = catalogue
         self.schema = schema
         self.grid = grid
         self.step_hours = step_hours
         self.splits = splits
+        self.derive = derive
         self.numbers = {id(series): number for number, series in enumerate(catalogue.series)}
         self.problems: list[str] = []
         self.hints: dict[str, None] = {}
@@ -198,7 +219,7 @@ class _Planner:
         splits = self._check_splits()
         source = self._source_grid()
         target = self.grid or source
-        static = self._static(target) if target is not None else {}
+        static = self._static(target)
         if self.problems or source is None or target is None:
             raise self._error()
         if source != target:
@@ -206,7 +227,7 @@ class _Planner:
         self._notes_on_inputs()
         return Plan(
             self.schema, self.time, self.step_hours, splits, source, target, self.catalogue.series, tuple(columns),
-            static, tuple(dict.fromkeys(self.notes)),
+            static, self._ground(), tuple(dict.fromkeys(self.notes)),
         )  # fmt: skip
 
     # Time.
@@ -290,12 +311,12 @@ class _Planner:
         for level in needed:
             label = channel_label(name, level)
             if level in levels:
-                origins.append(Origin(level, self._track(candidates, level, 1, label)))
+                origins.append(Origin(name, level, self._track(candidates, level, 1, label)))
             else:
                 humidity = self._track(self._candidates("r", "point", 0.0), level, 1, label)
                 warmth = self._track(self._candidates("t", "point", 0.0), level, 1, label)
-                origins.append(Origin(level, humidity, warmth))
-        return [Column(VARIABLES[name], slice(at, at + len(plans)), tuple(origins), tuple(plans), None)]
+                origins.append(Origin("r", level, humidity, warmth))
+        return [Column(VARIABLES[name], slice(at, at + len(plans)), tuple(origins), tuple(plans))]
 
     def _humidity_levels(self) -> set[float]:
         """Levels on which specific humidity can be made from relative humidity."""
@@ -314,6 +335,8 @@ class _Planner:
                 count = round(window / shorter[-1])
                 candidates = self._candidates(name, known.statistic, shorter[-1])
                 self.notes.append(f"{name}: {known.statistic} of {count} windows of {shorter[-1]:g} h")
+        if not candidates and known.statistic == "point":
+            return self._derived(name, at)
         if not candidates:
             there = sorted({series.key for series in self.by_name.get(plain_name(name), [])})
             also = f"; there is: {', '.join(there)}" if there else ""
@@ -321,7 +344,33 @@ class _Planner:
             return []
         combine: Any = known.statistic if count > 1 else None
         track = self._track(candidates, None, count, name)
-        return [Column(known, slice(at, at + 1), (Origin(None, track),), (), combine)]
+        return [Column(known, slice(at, at + 1), (Origin(name, None, track),), (), combine)]
+
+    def _derived(self, name: str, at: int) -> list[Column]:
+        """A variable that is not there: made from others, if that was asked for and is possible."""
+        known, ways = VARIABLES[name], derivations_of(name)
+        there = examples(self.catalogue.series, self._ground(), self.time[0])
+        possible = next((way for way in ways if not way.lacks(there)), None)
+        text = f"{name} ({known.long_name}) is missing"
+        if possible is None:
+            for way in ways:
+                text += f"; could be derived from {needs_text(way.needs)} if {needs_text(way.lacks(there))} were there"
+            self._missing(name, text)
+            return []
+        if not self.derive:
+            self._missing(name, f"{text}; --derive makes it from {needs_text(possible.needs)}")
+            self.hints["--derive makes what others determine"] = None
+            return []
+        origins = []
+        for field in possible.fields(there):
+            series = self._candidates(field.variable, field.statistic, field.window_hours)
+            label = channel_label(field.variable, field.level)
+            origins.append(Origin(field.variable, field.level, self._track(series, field.level, 1, label)))
+        self.notes.append(f"{name} derived from {needs_text(possible.needs)}: {possible.formula}")
+        return [Column(known, slice(at, at + 1), tuple(origins), (), derivation=possible)]
+
+    def _ground(self) -> tuple[Field, ...]:
+        return tuple(field for field in self.catalogue.statics if field.variable == "orog")[:1]
 
     def _candidates(self, name: str, statistic: str, window: float) -> list[Series]:
         return [series for series in self.by_name.get(plain_name(name), [])
@@ -342,6 +391,8 @@ class _Planner:
         members = sorted({series.member for series in chosen if series.member is not None})
         if len(members) > 1:
             self._line(f"there for {len(members)} ensemble members ({members[0]} to {members[-1]}); give one", label)
+            chosen = [series for series in chosen if series.member == members[0]]
+            numbers = np.array([self.numbers[id(series)] for series in chosen], np.int32)
         self.used |= {int(number): series for number, series in zip(numbers, chosen, strict=True)}
         window = chosen[0].window_hours
         back = np.arange(count - 1, -1, -1) * round(window * 3600) * np.timedelta64(1, "s")
@@ -404,7 +455,8 @@ class _Planner:
         self.problems += issues
         return None if issues else groups[0][0].grid()
 
-    def _static(self, grid: Grid) -> dict[str, NDArray[np.float32]]:
+    def _static(self, grid: Grid | None) -> dict[str, NDArray[np.float32]]:
+        """The static fields on a grid; without one only their problems are noted."""
         chosen: list[Field] = []
         lacks = []
         for name in self.schema.static:
@@ -424,7 +476,7 @@ class _Planner:
             chosen.append(found[0])
         for name in lacks:
             self._missing(name, f"{name} ({VARIABLES[name].long_name}) is missing")
-        if not chosen:
+        if not chosen or grid is None:
             return {}
         try:
             dataset: xr.Dataset = read_static(Inventory(tuple(chosen)), grid)
@@ -481,31 +533,3 @@ def _whose(items: Sequence[Series]) -> str:
     names = " ".join(sorted({series.variable for series in items}))
     files = list(dict.fromkeys(series.file.label for series in items))
     return f"{names} in {files[0]}{f' and {len(files) - 1} other files' if files[1:] else ''}"
-
-
-def parse_ranges(text: str) -> tuple[Range, ...]:
-    """Ranges of time from `2010/2017`, `2018`, `2018-01-01/2018-06-30T18`, or several of them with commas.
-
-    A year, month or day stands for all of it, so that the end of a range is its last second.
-
-    Raises:
-        ValueError: Not such ranges.
-    """
-    made = []
-    for part in text.split(","):
-        first, slash, last = part.strip().partition("/")
-        begin, stop = _bound(first)[0], _bound(last if slash else first)[1]
-        if stop < begin:
-            raise ValueError(f"'{part}' ends before it begins")
-        made.append((begin, stop))
-    return tuple(made)
-
-
-def _bound(text: str) -> Range:
-    """First and last second of what a text names."""
-    if not re.fullmatch(r"\d{4}(-\d{2}(-\d{2}(T\d{2}(:\d{2})?Z?)?)?)?", text.strip()):
-        raise ValueError(f"'{text}' is no year, date or time as 2018, 2018-01, 2018-01-01 or 2018-01-01T06")
-    named = np.datetime64(text.strip().rstrip("Z"))
-    if named.dtype in (np.dtype("datetime64[h]"), np.dtype("datetime64[m]")):
-        return named.astype("datetime64[s]"), named.astype("datetime64[s]")
-    return named.astype("datetime64[s]"), (named + 1).astype("datetime64[s]") - np.timedelta64(1, "s")

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -365,19 +364,15 @@ def write_times(part: Path, places: NDArray[np.int64], values: Fields, coding: C
     Raises:
         ResourceError: The disk is full or the folder is gone.
     """
+    import zarr
+
     numbers = coding.encode(values)
     try:
-        _array(part)[int(places[0]) : int(places[-1]) + 1] = numbers
+        array: Any = zarr.open_array(part / "fields", mode="r+", zarr_format=3)
+        array[int(places[0]) : int(places[-1]) + 1] = numbers
     except OSError as error:
         raise _write_error(part, error) from error
     return hashes_of(numbers)
-
-
-@lru_cache(maxsize=4)
-def _array(part: Path) -> Any:
-    import zarr
-
-    return zarr.open_array(part / "fields", mode="r+", zarr_format=3)
 
 
 def _settings_of(part: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +48,7 @@ class Series:
         load: Reads (places, levels) -> (n, L, H, W) float32 in canonical order and our unit, NaN where missing; L is 1
             without levels.
         holder: What keeps the file open while it is entered, where opening is slow.
+        chunk: Times that are unpacked together.
     """
 
     variable: str
@@ -63,6 +64,7 @@ class Series:
     file: SourceFile = field(repr=False)
     load: Callable[[NDArray[np.int64], Sequence[int]], Values] = field(repr=False)
     holder: AbstractContextManager[object] = field(default_factory=nullcontext, repr=False)
+    chunk: int = 1
 
     def read(self, places: NDArray[np.int64], levels: Sequence[float] = ()) -> Values:
         """Values at some times and levels.
@@ -236,7 +238,9 @@ def _open_file(file: SourceFile) -> Catalogue:
 def _open_zarr(location: str) -> Catalogue:
     from wm2cli.reading.zarr_group import ZarrHandle
 
-    return catalogue(Reader(cast(Handle, ZarrHandle(location))))  # the same face
+    found = catalogue(Reader(cast(Handle, ZarrHandle(location))))  # the same face
+    note = f"{found.files[0].label}: a Zarr store, known by the sha256 of its metadata alone"
+    return replace(found, notes=(*found.notes, note))
 
 
 def catalogue(reader: Reader) -> Catalogue:
@@ -299,7 +303,7 @@ def _of_block(reader: Reader, block: Block) -> Series:
         axes=block.layout.axes, origin=f"{reader.file.label} {block.name}", file=reader.file,
         load=partial(_load_block, reader.handle, block.name, block.dims, time_dim, level_dim, block.layout,
                      (block.scale, block.offset)),
-        holder=reader.handle,
+        holder=reader.handle, chunk=reader.handle.times_in_chunk(block.name, time_dim),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import wm2cli
 from wm2cli import checkpoint, weights
 from wm2cli.checkpoint import Header
 from wm2cli.errors import ConfigError, DataError
-from wm2cli.models import MODELS, Model
+from wm2cli.models import MODELS
 from wm2cli.models.presets import preset
 from wm2cli.models.weathermesh2 import EncoderConfig, WeatherMesh2Config
 from wm2cli.schema import Schema
@@ -52,6 +52,20 @@ class Built:
         yield from self.model.named_parameters()
         yield BLEND, self.blend
 
+    def to(self, device: torch.device) -> None:
+        """Moves everything that is trained to a device."""
+        self.model.to(device)
+        self.blend.data = self.blend.data.to(device)
+
+    def settle(self) -> None:
+        """Writes the trained blending weights into the configuration, where `encode` finds them."""
+        config = self.model.config
+        encoders = tuple(
+            replace(encoder, weight=share)
+            for encoder, share in zip(config.encoders, self.blend.detach().softmax(0).tolist(), strict=True)
+        )
+        self.model.config = replace(config, encoders=encoders)
+
     def shares(self) -> dict[str, Tensor] | None:
         """Share of each encoder in a blend, when these are trained; else those of the configuration hold."""
         if not self.blend.requires_grad:
@@ -63,11 +77,6 @@ class Built:
         """What exported weights say about themselves."""
         main = stores[recipe.stages[-1].data]
         config = self.model.config
-        share = self.blend.detach().softmax(0).tolist()
-        if len(config.encoders) > 1:
-            config = replace(config, encoders=tuple(
-                replace(encoder, weight=weight) for encoder, weight in zip(config.encoders, share, strict=True)
-            ))  # fmt: skip
         kinds = sorted({store.kind for store in stores.values()})
         training = {
             "data": "; ".join(dict.fromkeys(store.title for store in stores.values())),
@@ -105,19 +114,9 @@ def trainable(built: Built, parts: Sequence[str]) -> list[tuple[str, nn.Paramete
     Raises:
         ConfigError: The model has no such part; all are named.
     """
-    prefixes: list[str] = []
-    problems = []
-    for part in parts:
-        head, _, tail = part.partition(":")
-        prefix = {"all": "", "decoder": "decoder.", BLEND: BLEND, "encoder": f"encoders.{tail}.",
-                  "processor": f"processors.{tail}."}[head]  # fmt: skip
-        if part != "all" and not any(name.startswith(prefix) for name, _ in built.named()):
-            problems.append(f"the model has no {part}")
-        prefixes.append(prefix)
-    if BLEND in parts and len(built.model.inputs) < 2:
-        problems.append("there is nothing to blend: the model has one encoder")
-    if problems:
+    if problems := part_problems(built, parts):
         raise ConfigError("this cannot be trained", problems=problems)
+    prefixes = [_prefix(part) for part in parts]
     chosen = []
     for name, parameter in built.named():
         wanted = any(name.startswith(prefix) for prefix in prefixes) if name != BLEND else BLEND in parts
@@ -125,6 +124,22 @@ def trainable(built: Built, parts: Sequence[str]) -> list[tuple[str, nn.Paramete
         if wanted:
             chosen.append((name, parameter))
     return chosen
+
+
+def part_problems(built: Built, parts: Sequence[str]) -> list[str]:
+    """Which of some parts of a model there are not."""
+    names = [name for name, _ in built.named()]
+    problems = [f"the model has no {part}" for part in parts
+                if part != "all" and not any(name.startswith(_prefix(part)) for name in names)]  # fmt: skip
+    if BLEND in parts and len(built.model.inputs) < 2:
+        problems.append("there is nothing to blend: the model has one encoder")
+    return problems
+
+
+def _prefix(part: str) -> str:
+    head, _, tail = part.partition(":")
+    return {"all": "", "decoder": "decoder.", BLEND: BLEND, "encoder": f"encoders.{tail}.",
+            "processor": f"processors.{tail}."}[head]  # fmt: skip
 
 
 def _anew(recipe: Recipe, store: Store) -> Built:
@@ -203,9 +218,3 @@ def _with_levels(schema: Schema, levels: tuple[float, ...]) -> Schema:
 def _blend(config: Any) -> nn.Parameter:
     shares = torch.tensor([float(encoder.weight) for encoder in config.encoders]).clamp(min=1e-6)
     return nn.Parameter((shares / shares.sum()).log())
-
-
-def as_model(built: Built) -> Model:
-    """The model behind its protocol."""
-    model: Model = built.model
-    return model

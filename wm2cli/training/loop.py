@@ -13,7 +13,7 @@ import signal
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,22 @@ from wm2cli import checkpoint
 from wm2cli.devices import autocast, resolve_device, resolve_precision
 from wm2cli.errors import CheckpointError, ConfigError, DataError, ResourceError, ValuesError
 from wm2cli.models.layers import Block
-from wm2cli.store import Store, open_store
+from wm2cli.store import open_store
 from wm2cli.training import saves
-from wm2cli.training.build import Built, build, trainable
-from wm2cli.training.losses import Weights, keep, make_weights, persistence_errors, rollout_loss
+from wm2cli.training.build import BLEND, Built, build, trainable
+from wm2cli.training.gradients import Gradients, gradient_sums
+from wm2cli.training.log import Log, plain
+from wm2cli.training.losses import Weights, keep, rollout_loss
 from wm2cli.training.optimizers import Optimizers
+from wm2cli.training.preparation import Preparation, check_passes
 from wm2cli.training.ranks import Ranks, joined
 from wm2cli.training.recipes import Recipe, Stage, recipe_from_text, recipe_text
-from wm2cli.training.samples import Batch, Samples, View, read_ahead
+from wm2cli.training.samples import Batch, Samples, read_ahead
 from wm2cli.training.schedule import draw, horizon, rate
-from wm2cli.training.validation import Climatology, Validation, headlines, summary
+from wm2cli.training.validation import Validation, summary
 
 FORMAT = 1
-"""Format number of the JSON documents of this command, and of the lines of `log.jsonl`."""
+"""Format number of the JSON documents of this command."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -111,8 +114,8 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON document."""
-        return {"format": FORMAT, **{name: str(value) if isinstance(value, Path) else value
-                                     for name, value in vars(self).items()}}  # fmt: skip
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        return {"format": FORMAT, **plain(values)}
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,20 @@ def train(options: Options, listener: Listener | None = None) -> Result:
             device = torch.device("cuda", ranks.local if ranks.count > 1 else device.index or 0)
             torch.cuda.set_device(device)
         if not ranks.first:
-            told = Listener()
-            return _Run(options, told, device, ranks).run()
+            return _run(options, Listener(), device, ranks)
         with saves.locked(options.out):
-            return _Run(options, told, device, ranks).run()
+            return _run(options, told, device, ranks)
+
+
+def _run(options: Options, told: Listener, device: torch.device, ranks: Ranks) -> Result:
+    try:
+        return _Run(options, told, device, ranks).run()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(
+            f"out of memory on {device}",
+            hint='smaller passes (stages.N.micro), checkpoint = "step", offload = true or precision = "bf16" in the '
+            "recipe need less; a run that has saved goes on with a new folder and start = its weights",
+        ) from error
 
 
 @dataclass
@@ -173,9 +186,10 @@ class _Run:
         self.out = options.out
         saves.refuse_mixing(self.out, options.resume)
         self.saved = saves.read(saves.found(self.out)[-1]) if options.resume else None
+        resumed = self.saved is not None
         self.recipe = _recipe_of(options, self.saved)
         self.stores = {name: open_store(path) for name, path in options.data.items()}
-        self._check_ranks_and_stores()
+        check_passes(self.recipe, ranks.count, self.stores)
         self.built: Built = build(self.recipe, self.stores)
         self.model = self.built.model
         self.precision = resolve_precision(self.recipe.precision, device)
@@ -185,33 +199,40 @@ class _Run:
         self.stop_signal: int | None = None
         if self.saved is not None:
             self._restore(self.saved)
+        self.preparation = Preparation(self.recipe, self.stores, self.built, device)
+        self.preparation.check()
         module: nn.Module = self.model
-        module.to(device)
+        self.built.to(device)
         keep(module, self.recipe.checkpoint)
         if self.recipe.compile:
             for part in module.modules():
                 if isinstance(part, Block):
                     part.compile()
-        self.writer = _Log(self.out, self.at.done, options.tensorboard) if ranks.first else None
+        self.writer = Log(self.out, self.at.done if resumed else None, options.tensorboard) if ranks.first else None
 
     def run(self) -> Result:
         """All stages that are left."""
         if self.ranks.first:
-            (self.out / "recipe.json").write_text(recipe_text(self.recipe))
+            saves.describe(self.out, recipe_text(self.recipe))
             for note in self.built.notes:
                 self.told.note(note)
+            read = {name for stage in self.recipe.stages for name in (stage.data, *stage.inputs.values())}
+            for name in sorted(set(self.stores) - read):
+                self.told.note(f"no stage reads the store '{name}'")
         with self._listening():
             while self.at.stage < len(self.recipe.stages) and not self._enough():
                 self._stage(self.recipe.stages[self.at.stage])
         finished = self.at.stage == len(self.recipe.stages)
         self.ranks.wait()
         total = self.waited + self.busy
+        share = self.waited / total if total else 0.0
         if self.writer:
             self.writer.close()
+            self.told.note(f"{self.at.done} of {self.recipe.steps} steps, {self.at.skipped} skipped; "
+                           f"{100 * share:.1f} % of the time went into waiting for data")  # fmt: skip
         return Result(
             out=self.out, weights=self.out / "weights" / "last.safetensors", steps=self.at.done, finished=finished,
-            skipped=self.at.skipped, waiting_share=round(self.waited / total, 4) if total else 0.0,
-            validation=self.validation_result,
+            skipped=self.at.skipped, waiting_share=round(share, 4), validation=self.validation_result,
         )  # fmt: skip
 
     def _stage(self, stage: Stage) -> None:
@@ -222,39 +243,43 @@ class _Run:
             self.optimizers.load(self.saved["optimizer"])
             self.average = {name: value.to(self.device) for name, value in self.saved["average"].items()}
             self.saved = None
-        samples = self._samples(stage, "train", stage.horizon[1])
-        weights = self._weights(stage, samples)
-        validation = self._validation(stage)
+        samples = self.preparation.samples(stage, "train", stage.horizon[1])
+        weights = self.preparation.weights(stage, self.at.stage, samples)
+        validation = (
+            self.preparation.validation(stage, self.told.progress, self.told.note) if self.ranks.first else None
+        )
         if self.ranks.first:
             count = sum(p.numel() for _, p in parameters)
             self.told.note(f"stage {stage.name}: {stage.steps} steps, {count:,} parameters, {len(samples):,} initial "
                            f"times, horizon {stage.horizon[0]} to {stage.horizon[1]} h")  # fmt: skip
         if validation is not None and self.at.done == 0:
             self._validate(validation)  # the first report is of the untrained model
-        last = stage.steps
+        last = stage.length
         if self.options.stop_after is not None:
             last = min(last, self.at.step + self.options.stop_after - self.at.done)
         for ready in read_ahead(self.at.step, last, lambda step: self._read(stage, step, samples)):
             self._update(stage, ready.batch, ready.waited, weights, parameters)
-            ended = self.at.step == stage.steps
+            ended = self.at.step == stage.length
             told = self.ranks.any(self.stop_signal is not None, self.device)
             stopping = told or self._enough()
             if validation is not None and (ended or self.at.done % self.recipe.validate_every == 0):
                 self._validate(validation)
             if ended:
-                self._finish_stage(parameters)
-            if stopping or ended or self.at.done % self.recipe.save_every == 0:
+                self._finish_stage()
+            # While steps are being skipped nothing is learnt, and what was saved before is what one goes back to.
+            due = self.at.done % self.recipe.save_every == 0 and not self.at.skipped_in_a_row
+            if stopping or ended or due:
                 self._save()
             if told:
                 # Everything is on the disk: now what the signal means happens.
-                signal.signal(self.stop_signal or signal.SIGTERM, self._previous[self.stop_signal or signal.SIGTERM])
-                signal.raise_signal(self.stop_signal or signal.SIGTERM)
+                self.told.note(f"step {self.at.done} is saved; --resume goes on from there")
+                number = self.stop_signal or int(signal.SIGTERM)
+                signal.signal(number, self._previous.get(number, signal.SIG_DFL))
+                signal.raise_signal(number)
 
-    def _finish_stage(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+    def _finish_stage(self) -> None:
         """The next stage begins with the mean weights, so that what it freezes is what was validated."""
-        with torch.no_grad():
-            for name, parameter in parameters:
-                parameter.copy_(self.average[name])
+        self._put(self.average)
         self.at.stage += 1
         self.at.step = 0
         self.at.judged, self.at.usual_loss = 0, 0.0
@@ -271,21 +296,15 @@ class _Run:
                 parameters: Sequence[tuple[str, nn.Parameter]]) -> None:  # fmt: skip
         started = clock.perf_counter()
         values = [parameter for _, parameter in parameters]
-        passes = stage.batch // stage.micro
-        gradients, loss, parts = self._gradients(stage, batch, weights, values)
-        told = torch.tensor([loss, *parts.values()], dtype=torch.float64, device=self.device)
-        self.ranks.sum([*gradients, told])
-        loss, found = float(told[0]) / passes, [float(value) / passes for value in told[1:]]
-        for gradient in gradients:
-            gradient.div_(passes)
-        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        gradients, loss, leads = self._gradients(stage, batch, weights, values)
+        norm = _norm(gradients)
         computed = clock.perf_counter()
         used = rate(stage, self.at.step)
         if self._acceptable(loss, norm):
             limit = self.recipe.clip
             shrink = limit / norm if limit and norm > limit else 1.0
             for value, gradient in zip(values, gradients, strict=True):
-                value.grad = gradient.mul_(shrink)
+                value.grad = None if gradient is None else gradient.mul_(shrink)
             self.optimizers.step(used)
             decay = min(self.recipe.ema, (1 + self.at.step) / (10 + self.at.step))
             with torch.no_grad():
@@ -299,50 +318,45 @@ class _Run:
         self.waited += waited
         self.busy += ended - started
         report = Step(
-            step=self.at.done, steps=self.recipe.steps, stage=stage.name, loss=loss,
-            leads=dict(zip(parts, found, strict=True)), rate=used, gradient=norm,
-            horizon=horizon(stage, self.at.step - 1), skipped=self.at.skipped,
+            step=self.at.done, steps=self.recipe.steps, stage=stage.name, loss=loss, leads=leads, rate=used,
+            gradient=norm, horizon=horizon(stage, self.at.step - 1), skipped=self.at.skipped,
             seconds={"data": waited, "compute": computed - started, "update": ended - computed},
             samples_per_second=stage.batch / max(waited + ended - started, 1e-9), memory=_memory(self.device),
         )  # fmt: skip
         if self.writer:
-            self.writer.step(report)
+            self.writer.step(vars(report))
         self.told.step(report)
         if self.at.skipped_in_a_row > self.recipe.skips:
-            saved = saves.found(self.out)
-            good = f"the last good checkpoint is {saved[-1].path}" if saved else "no checkpoint was saved yet"
             raise ValuesError(
-                f"{self.at.skipped_in_a_row} steps in a row had no usable loss (the last: {loss:g}); {good}",
+                f"{self.at.skipped_in_a_row} steps in a row had no usable loss (the last: {loss:g}); "
+                f"{self._last_good()}",
                 hint="lower the rate, or look at the data around these samples",
             )
 
-    def _gradients(self, stage: Stage, batch: Batch, weights: Weights, values: Sequence[nn.Parameter]
-                   ) -> tuple[list[Tensor], float, dict[int, float]]:  # fmt: skip
-        """Sums over this rank's passes, added up as a binary tree.
+    def _last_good(self) -> str:
+        saved = saves.found(self.out)
+        return f"the last good checkpoint is {saved[-1].path}" if saved else "no checkpoint was saved yet"
 
-        The tree is the same for one rank with all passes and for two ranks with half of them each, so that both give
-        the same bits.
-        """
-        tree: list[tuple[int, list[Tensor]]] = []
-        total, parts = 0.0, dict.fromkeys(batch.targets, 0.0)
-        count = len(next(iter(batch.inputs.values())).time)
-        for first in range(0, count, stage.micro):
-            some = _part(batch, slice(first, first + stage.micro)).to(self.device)
+    def _gradients(self, stage: Stage, batch: Batch, weights: Weights, values: Sequence[nn.Parameter]
+                   ) -> tuple[Gradients, float, dict[int, float]]:  # fmt: skip
+        """Means over the passes of all ranks: gradients, loss, and unweighted loss by lead time."""
+
+        def loss_of(some: Batch) -> tuple[Tensor, dict[int, float]]:
             with autocast(self.precision, self.device):
-                loss, found = rollout_loss(self.model, some, weights, self.recipe.loss.kind, self.recipe.checkpoint,
-                                           self.recipe.offload, self.built.shares())  # fmt: skip
-            made = torch.autograd.grad(loss, values, allow_unused=True)
-            total += float(loss.detach())
-            parts = {lead: value + found[lead] for lead, value in parts.items()}
-            leaf = [torch.zeros_like(v) if g is None else g for v, g in zip(values, made, strict=True)]
-            tree.append((1, leaf))
-            while len(tree) > 1 and tree[-1][0] == tree[-2][0]:
-                (size, right), (_, left) = tree.pop(), tree.pop()
-                tree.append((2 * size, [a.add_(b) for a, b in zip(left, right, strict=True)]))
-        while len(tree) > 1:
-            (size, right), (other, left) = tree.pop(), tree.pop()
-            tree.append((size + other, [a.add_(b) for a, b in zip(left, right, strict=True)]))
-        return tree[0][1], total, parts
+                return rollout_loss(self.model, some.to(self.device), weights, self.recipe.loss.kind,
+                                    self.recipe.checkpoint, self.recipe.offload, self.built.shares())  # fmt: skip
+
+        sums = gradient_sums(batch, stage.micro, values, loss_of)
+        passes = stage.batch // stage.micro
+        # The same gradients are None on all ranks, because all have the same lead times.
+        there = [gradient for gradient in sums.gradients if gradient is not None]
+        told = torch.tensor([sums.loss, *sums.leads.values()], dtype=torch.float64, device=self.device)
+        self.ranks.sum(there)
+        self.ranks.sum([told])
+        for gradient in there:
+            gradient.div_(passes)
+        loss, *parts = (told / passes).tolist()
+        return sums.gradients, loss, dict(zip(sums.leads, parts, strict=True))
 
     def _acceptable(self, loss: float, norm: float) -> bool:
         """Whether a step is made; those that are not are counted. The same on all ranks."""
@@ -359,62 +373,6 @@ class _Run:
         at.skipped_in_a_row += 1
         return False
 
-    # What is prepared once a stage.
-
-    def _samples(self, stage: Stage, split: str, longest: int, step: int | None = None) -> Samples:
-        configs = self.model.inputs
-        names = dict(stage.inputs) or {next(iter(configs)): stage.data}
-        unknown = [name for name in names if name not in configs]
-        if unknown:
-            raise ConfigError(f"stage {stage.name}: the model has no encoder {', '.join(unknown)}; it has "
-                              f"{', '.join(configs)}")  # fmt: skip
-        inputs = {name: View(self.stores[data], configs[name]) for name, data in names.items()}
-        target = View(self.stores[stage.data], self.model.schema_out)
-        return Samples(inputs, target, split, longest, stage.lead_step if step is None else step)
-
-    def _weights(self, stage: Stage, samples: Samples) -> Weights:
-        loss = self.recipe.loss
-        model = self.model
-        plain = make_weights(loss, model.schema_out, model.grid, model.normalizer, {}, self.device)
-        if loss.leads == "equal":
-            return plain
-        leads = tuple(range(stage.lead_step, stage.horizon[1] + 1, stage.lead_step))
-        generator = np.random.Generator(np.random.Philox(key=[self.recipe.seed, self.at.stage]))
-        chosen = np.sort(generator.choice(len(samples), size=min(16, len(samples)), replace=False))
-        errors = persistence_errors(lambda wanted: samples.read(chosen, wanted).to(self.device), model, plain,
-                                    loss.kind, leads)  # fmt: skip
-        # Relative to six hours or the shortest lead time: what is hard counts less, but not less than a tenth.
-        unit = errors.get(6, errors[leads[0]])
-        table = {lead: max(0.1, unit / error) if error > 0 else 1.0 for lead, error in errors.items()}
-        return replace(plain, leads=table)
-
-    def _validation(self, stage: Stage) -> Validation | None:
-        if not self.ranks.first:
-            return None
-        hours = self.stores[stage.data].step_hours
-        leads = tuple(lead for lead in self.recipe.validation_leads
-                      if lead % min(self.model.steps) == 0 and lead % hours == 0)  # fmt: skip
-        if not leads:
-            self.told.note(f"no validation in stage {stage.name}: no lead time of {stage.data} is asked for")
-            return None
-        try:
-            samples = self._samples(stage, "validation", max(leads), step=hours)
-        except DataError as error:
-            self.told.note(f"no validation in stage {stage.name}: {error.message}")
-            return None
-        count = min(self.recipe.validation_times, len(samples))
-        chosen = np.linspace(0, len(samples) - 1, count).round().astype(np.int64)
-        store = samples.target.store
-        every = max(1, len(store.split_indices("train")) // 1500)
-        climatology = Climatology.fit(
-            samples.target,
-            "train",
-            headlines(self.model.schema_out),
-            every,
-            lambda done, total: self.told.progress("fitting a climatology", done, total),
-        )
-        return Validation(samples, chosen, leads, climatology)
-
     def _validate(self, validation: Validation) -> None:
         current = self._swap()
         try:
@@ -427,7 +385,7 @@ class _Run:
             self._put(current)
             self.model.train()
         self.validation_result = result
-        self.at.score = result["score"]
+        self.at.score = result["score"] if np.isfinite(result["score"]) else None
         if self.writer:
             self.writer.validation(self.at.done, result)
         self.told.note(f"step {self.at.done}: {summary(result)}")
@@ -447,8 +405,16 @@ class _Run:
         parameters = dict(self.built.named())
         for name, value in values.items():
             parameters[name].copy_(value)
+        if BLEND in values:
+            self.built.settle()
 
     def _save(self) -> None:
+        broken = [name for name, value in self.built.named() if not bool(value.detach().isfinite().all())]
+        if broken:  # the same on all ranks
+            raise ValuesError(
+                f"{len(broken)} parameters are not finite after step {self.at.done}, {broken[0]} among them; "
+                f"{self._last_good()}", hint="lower the rate",
+            )  # fmt: skip
         optimizer = self.optimizers.state()  # all ranks take part
         if self.ranks.first:
             state = {
@@ -460,6 +426,7 @@ class _Run:
                 "data": {name: store.fingerprint for name, store in self.stores.items()},
                 "validation": json.dumps(self.validation_result),
                 "random": torch.get_rng_state(),
+                "start": self.built.trained_before.get("sha256"),
             }
             better = self.at.score is not None and (self.at.best is None or self.at.score < self.at.best)
             if better:
@@ -484,7 +451,7 @@ class _Run:
             self._put(current)
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
-        found = saved["data"]
+        found, found_start = saved["data"], self.built.trained_before.get("sha256")
         here = {name: self.stores[name].fingerprint if name in self.stores else "not given" for name in found}
         changed = [f"{name}: {here[name][:12]} instead of {found[name][:12]}" for name in found
                    if here[name] != found[name]]  # fmt: skip
@@ -492,12 +459,16 @@ class _Run:
             raise DataError("the data are not those of the run", problems=changed,
                             hint="give the same stores, or begin another run")  # fmt: skip
         parameters = dict(self.built.named())
-        if set(parameters) != set(saved["model"]):
-            raise CheckpointError("the checkpoint is of another model", hint="begin another run")
+        # Architecture and statistics come from the starting weights, so these must be the same file still.
+        if set(parameters) != set(saved["model"]) or saved.get("start", found_start) != found_start:
+            raise CheckpointError("the checkpoint is of another model or other starting weights",
+                                  hint="begin another run")  # fmt: skip
         with torch.no_grad():
             for name, value in saved["model"].items():
                 parameters[name].copy_(value)
         self.at = _Position(**saved["position"])
+        if any(BLEND in stage.trainable for stage in self.recipe.stages[: self.at.stage + 1]):
+            self.built.settle()
         self.validation_result = json.loads(saved["validation"])
         torch.set_rng_state(saved["random"])
         if self.at.step == 0:
@@ -507,18 +478,6 @@ class _Run:
 
     def _enough(self) -> bool:
         return self.options.stop_after is not None and self.at.done >= self.options.stop_after
-
-    def _check_ranks_and_stores(self) -> None:
-        problems = []
-        for stage in self.recipe.stages:
-            passes = stage.batch // stage.micro
-            if passes % self.ranks.count:
-                problems.append(f"stage {stage.name}: {passes} passes (batch {stage.batch} / micro {stage.micro}) do "
-                                f"not divide among {self.ranks.count} ranks")  # fmt: skip
-            problems += [f"stage {stage.name} needs the store '{name}': give --data {name}=PATH"
-                         for name in (stage.data, *stage.inputs.values()) if name not in self.stores]  # fmt: skip
-        if problems:
-            raise ConfigError("the recipe cannot be run so", problems=list(dict.fromkeys(problems)))
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -540,78 +499,28 @@ class _Run:
                 signal.signal(number, handler)
 
 
-@dataclass
-class _Log:
-    """`log.jsonl`: a line a step, and lines for validations; TensorBoard beside it when it is asked for."""
-
-    out: Path
-    resumed_at: int
-    tensorboard: bool
-    _events: Any = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        path = self.out / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        # What a killed run did after its last checkpoint is done again, and logged again.
-        kept = [line for line in lines if _step_of(line) <= self.resumed_at]
-        partial = path.with_suffix(".part")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(path)
-        self._stream = path.open("a", buffering=1)
-        if self.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ResourceError(f"TensorBoard is not installed: {error}", hint="pip install 'wm2cli[tensorboard]'"
-                                    ) from error  # fmt: skip
-            self._events = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.resumed_at)
-
-    def step(self, report: Step) -> None:
-        """A line for a step."""
-        self._line({"kind": "step", **vars(report)})
-        if self._events:
-            self._events.add_scalar("loss", report.loss, report.step)
-            self._events.add_scalar("rate", report.rate, report.step)
-            self._events.add_scalar("gradient", report.gradient, report.step)
-
-    def validation(self, step: int, result: Mapping[str, Any]) -> None:
-        """A line for a validation."""
-        self._line({"kind": "validation", "step": step, **result})
-        if self._events:
-            self._events.add_scalar("score", result["score"], step)
-
-    def close(self) -> None:
-        """Flushes everything."""
-        self._stream.close()
-        if self._events:
-            self._events.close()
-
-    def _line(self, document: Mapping[str, Any]) -> None:
-        try:
-            self._stream.write(json.dumps({"format": FORMAT, **document}) + "\n")
-        except OSError as error:
-            raise ResourceError(f"the log of the run cannot be written: {error}",
-                                hint="free some space and start again with --resume") from error  # fmt: skip
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**62  # cut short by a kill: it goes
-
-
 def _recipe_of(options: Options, saved: Mapping[str, Any] | None) -> Recipe:
     if saved is None:
         if options.recipe is None:
             raise ConfigError("a training needs a recipe", hint="--recipe wm2-mini, or a .toml file")
         return options.recipe.check()
     kept = recipe_from_text(saved["recipe"])
-    if options.recipe is not None and options.recipe != kept:
+    if options.recipe is not None and _begun(options.recipe, saved) == _begun(kept, saved):
+        return options.recipe.check()  # stages that have not begun may still be changed
+    if options.recipe is not None:
         old, new = json.loads(recipe_text(kept)), json.loads(recipe_text(options.recipe))
         raise ConfigError("the recipe is not that of the run", problems=list(_differences(old, new, "")),
                           hint="leave --recipe away to go on with the run's own, or begin another run")  # fmt: skip
     return kept
+
+
+def _begun(recipe: Recipe, saved: Mapping[str, Any]) -> Recipe:
+    """The recipe with the stages that a run has begun."""
+    at = _Position(**saved["position"])
+    stages = recipe.stages[: at.stage + (at.step > 0)]
+    if at.step > 0 and stages[at.stage].length > at.step:  # where the stage under way is to stop is still open
+        stages = (*stages[:-1], replace(stages[-1], stop=None))
+    return replace(recipe, stages=stages)
 
 
 def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
@@ -625,20 +534,12 @@ def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
         yield f"{where} is {new!r}, in the run it is {old!r}"
 
 
-def _part(batch: Batch, some: slice) -> Batch:
-    def of(state: Any) -> Any:
-        return replace(state, time=state.time[some], pressure=state.pressure[some], surface=state.surface[some])
-
-    return Batch({name: of(state) for name, state in batch.inputs.items()},
-                 {lead: of(state) for lead, state in batch.targets.items()})  # fmt: skip
+def _norm(gradients: Gradients) -> float:
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
 def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def open_stores(paths: Mapping[str, Path]) -> dict[str, Store]:
-    """The stores of a training by name."""
-    return {name: open_store(path) for name, path in paths.items()}

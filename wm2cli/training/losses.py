@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wm2cli.errors import DataError
+from wm2cli.errors import ConfigError, DataError
 from wm2cli.grid import Grid
 from wm2cli.models import Latent, Model
 from wm2cli.models.layers import Transformer
@@ -83,6 +83,7 @@ def make_weights(
 
     Raises:
         DataError: The statistics that the weights need are not there.
+        ConfigError: All weights are zero.
     """
     channels = schema.channels
     values = torch.ones(len(channels), dtype=torch.float64)
@@ -93,6 +94,10 @@ def make_weights(
             raise DataError("the statistics hold no differences, which weight the channels",
                             hint="make the store again with `wm2 preprocess`, or set loss.channels=equal")  # fmt: skip
         table = normalizer.difference_std[6 if 6 in steps else steps[0]]
+        still = [channel for channel in channels if not table[channel] > 0]
+        if still:
+            raise DataError("these channels never change, so that their change is no measure", problems=still,
+                            hint="set loss.channels=equal, or make the store again without them")  # fmt: skip
         for index, channel in enumerate(channels):
             values[index] = normalizer.std[channel] / table[channel]
         if config.kind == "mse":
@@ -102,6 +107,8 @@ def make_weights(
         values[: len(levels)] = torch.tensor(levels, dtype=torch.float64) / float(np.mean(schema.levels))
     for index, (name, channel) in enumerate(zip(names, channels, strict=True)):
         values[index] *= config.variables.get(channel, config.variables.get(name, 1.0))
+    if not values.sum() > 0:
+        raise ConfigError("loss.variables takes every channel of the model out of the loss")
     values = (values / values.sum()).float().to(device)
     count = len(schema.pressure) * len(schema.levels)
     return Weights(
@@ -206,17 +213,24 @@ def rollout_loss(
 
 
 def persistence_errors(
-    read: Callable[[tuple[int, ...]], Batch], model: Model, weights: Weights, kind: str, leads: Sequence[int]
-) -> dict[int, float]:
-    """The loss of persistence at each lead time, for variables that are read as well as written.
+    read: Callable[[int, tuple[int, ...]], Batch], samples: int, model: Model, weights: Weights, kind: str,
+    leads: Sequence[int],
+) -> dict[int, float]:  # fmt: skip
+    """The loss of persistence at each lead time, for all variables that are written.
 
     Args:
-        read: Gives the truth of some samples at lead times, 0 among them.
+        read: Gives the truth of one of the samples at lead times. One field after the other: all lead times of a long
+            horizon together may not fit into memory.
+        samples: Their number.
         model: For its normalisation.
         weights: Of the loss.
         kind: `l1` or `mse`.
         leads: Hours.
     """
-    batch = read((0, *leads))
-    first = model.normalize(batch.targets[0])
-    return {lead: float(difference(first, model.normalize(batch.targets[lead]), weights, kind)) for lead in leads}
+    sums = dict.fromkeys(leads, 0.0)
+    for place in range(samples):
+        first = model.normalize(read(place, (0,)).targets[0])
+        for lead in leads:
+            later = model.normalize(read(place, (lead,)).targets[lead])
+            sums[lead] += float(difference(first, later, weights, kind))
+    return {lead: total / samples for lead, total in sums.items()}

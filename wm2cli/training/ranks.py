@@ -15,8 +15,10 @@ from torch import Tensor
 
 from wm2cli.errors import ResourceError
 
-PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others before it gives them up."""
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits for the others before it gives them up: validations and climatologies take the first one long.
+
+A process that ends is noticed at once."""
 
 BUCKET = 2**25
 """Values reduced in one go: 128 MiB of float32."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +75,8 @@ class Stage:
 
     Args:
         name: For logs and files.
-        steps: Updates.
+        steps: Updates that the schedules of rate and horizon are made for.
+        stop: End after so many of them all the same; none is cut off when None.
         rate: Highest learning rate.
         trainable: `all`, or any of `encoder:NAME`, `processor:HOURS`, `decoder`, `blend` (the weights by which the
             latents of several encoders are mixed); the rest is frozen and stays the same to the bit.
@@ -108,6 +110,12 @@ class Stage:
     warmup: int = 0
     cooldown: float = 0.2
     final: float = 0.0
+    stop: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Updates that are made."""
+        return self.steps if self.stop is None else self.stop
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,7 @@ class Recipe:
     @property
     def steps(self) -> int:
         """Updates of all stages."""
-        return sum(stage.steps for stage in self.stages)
+        return sum(stage.length for stage in self.stages)
 
     def check(self) -> Recipe:
         """The recipe itself, when it is possible.
@@ -207,14 +215,22 @@ class Recipe:
         for name, value, low in (("ema", self.ema, 0.0), ("clip", self.clip, 0.0), ("skips", self.skips, 0),
                                  ("validate_every", self.validate_every, 1), ("save_every", self.save_every, 1),
                                  ("keep", self.keep, 1), ("validation_times", self.validation_times, 1)):  # fmt: skip
-            if value < low:
+            if not low <= value < math.inf:  # NaN neither
                 problems.append(f"{name} must be at least {low}, found {value}")
+        if self.seed < 0:
+            problems.append(f"seed must be at least 0, found {self.seed}")
+        if not self.validation_leads or min(self.validation_leads) < 1:
+            problems.append(f"validation_leads must be hours of at least 1, found {list(self.validation_leads)}")
         if self.ema >= 1:
             problems.append(f"ema must be below 1, found {self.ema}")
-        if self.explosion <= 1:
+        if not self.explosion > 1:
             problems.append(f"explosion must be above 1, found {self.explosion}")
+        problems += _optimizer_problems(self.optimizer)
+        for name, value in (("lead_zero", self.loss.lead_zero), ("latent", self.loss.latent)):
+            if not 0 <= value < math.inf:
+                problems.append(f"loss.{name} must be at least 0, found {value}")
         for key, value in self.loss.variables.items():
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+            if not 0 <= value < math.inf:
                 problems.append(f"loss.variables.{key} must be a number of at least 0, found {value!r}")
             elif key.rstrip("0123456789.") not in VARIABLES and key not in VARIABLES:
                 problems.append(f"loss.variables.{key} is no variable and no channel")
@@ -225,10 +241,23 @@ class Recipe:
         return self
 
 
+def _optimizer_problems(optimizer: OptimizerConfig) -> list[str]:
+    problems = [f"optimizer.{name} must be in [0, 1), found {value}"
+                for name, value in (("betas", optimizer.betas[0]), ("betas", optimizer.betas[1]),
+                                    ("momentum", optimizer.momentum)) if not 0 <= value < 1]  # fmt: skip
+    least = dict.fromkeys(("epsilon", "weight_decay", "linear_rate"), 0.0)
+    least |= dict.fromkeys(("precondition_every", "max_preconditioner_dim"), 1)
+    problems += [f"optimizer.{name} must be at least {low:g}, found {getattr(optimizer, name)}"
+                 for name, low in least.items() if not low <= getattr(optimizer, name) < math.inf]  # fmt: skip
+    return problems
+
+
 def _stage_problems(stage: Stage) -> list[str]:
     counts = {name: getattr(stage, name) for name in ("steps", "lead_step", "targets", "batch", "micro")}
     problems = [f"{name} must be at least 1, found {value}" for name, value in counts.items() if value < 1]
-    if not stage.rate > 0:
+    if stage.stop is not None and not 1 <= stage.stop <= stage.steps:
+        problems.append(f"stop must be 1 to {stage.steps}, found {stage.stop}")
+    if not 0 < stage.rate < math.inf:
         problems.append(f"rate must be positive, found {stage.rate}")
     if stage.micro >= 1 and stage.batch % stage.micro:
         problems.append(f"a batch of {stage.batch} is not a number of passes of {stage.micro}")
@@ -264,7 +293,7 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     if path.suffix == ".toml":
         try:
             text = path.read_text()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the recipe {path} cannot be read: {error}") from error
     else:
         text = _bundled(name)
@@ -291,16 +320,6 @@ def recipe_text(recipe: Recipe) -> str:
 def recipe_from_text(text: str) -> Recipe:
     """The inverse of `recipe_text`."""
     return from_mapping(Recipe, json.loads(text)).check()
-
-
-def shortened(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with stages cut so that it ends after so many steps; for trials."""
-    stages, left = [], steps
-    for stage in recipe.stages:
-        if left > 0:
-            stages.append(replace(stage, steps=min(stage.steps, left), warmup=min(stage.warmup, left)))
-            left -= stage.steps
-    return replace(recipe, stages=tuple(stages))
 
 
 def _bundled(name: str) -> str:

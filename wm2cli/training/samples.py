@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wm2cli.errors import DataError
 from wm2cli.grid import Grid
-from wm2cli.schema import Schema, level_text
+from wm2cli.schema import Schema
 from wm2cli.state import State
 from wm2cli.store import Store
 
@@ -72,6 +72,9 @@ class Batch:
     inputs: Mapping[str, State]
     targets: Mapping[int, State]
 
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())).time)
+
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         return Batch({name: state.to(device) for name, state in self.inputs.items()},
@@ -92,9 +95,7 @@ class Samples:
         DataError: Stores do not fit each other, or the split is too short; everything is listed.
     """
 
-    def __init__(
-        self, inputs: Mapping[str, View], target: View, split: str, longest: int, step: int, every: int = 1
-    ) -> None:
+    def __init__(self, inputs: Mapping[str, View], target: View, split: str, longest: int, step: int) -> None:
         self.inputs, self.target = inputs, target
         store = target.store
         problems = []
@@ -117,13 +118,17 @@ class Samples:
             # Only where the time axis has no gap from the first to the last instant of the range.
             starts.append(inside[: max(0, len(inside) - longest // self._hours)])
         self.starts: Indices = np.concatenate(starts) if starts else np.empty(0, np.int64)
-        for view in inputs.values():
-            if view.store is not store:
-                self.starts = self.starts[np.isin(store.time[self.starts], view.store.time)]
-        self.starts = self.starts[::every]
         if not len(self.starts):
             raise DataError(f"the split '{split}' of {store.path} has no initial time that is followed by {longest} h",
                             hint="give it more time, or shorten the horizon")  # fmt: skip
+        for view in inputs.values():
+            if view.store is not store:
+                self.starts = self.starts[np.isin(store.time[self.starts], view.store.time)]
+        if not len(self.starts):
+            others = ", ".join(f"{view.store.path} has {view.store.time[0]} to {view.store.time[-1]}"
+                               for view in inputs.values() if view.store is not store)  # fmt: skip
+            raise DataError(f"no initial time of the split '{split}' of {store.path} is in all stores: {others}",
+                            hint="make the stores for the same years")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -169,9 +174,3 @@ def read_ahead(first: int, last: int, read: Callable[[int], Batch]) -> Iterator[
         finally:
             for future in pending:
                 future.cancel()
-
-
-def channel_text(schema: Schema) -> str:
-    """For people: `z t u v q on 13 levels, 8 surface fields`."""
-    levels = f"{level_text(schema.levels[0])} to {level_text(schema.levels[-1])} hPa"
-    return f"{' '.join(schema.pressure)} on {len(schema.levels)} levels ({levels}), {' '.join(schema.surface)}"

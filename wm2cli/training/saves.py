@@ -55,14 +55,18 @@ def write(run: Path, step: int, state: Mapping[str, Any], score: float | None) -
     try:
         partial.mkdir(parents=True, exist_ok=True)
         torch.save(dict(state), partial / "state.pt")
-        with (partial / "state.pt").open("rb+") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            os.fsync(stream.fileno())
+        with (partial / "state.pt").open("rb+") as saved:
+            digest = hashlib.file_digest(saved, "sha256").hexdigest()
+            os.fsync(saved.fileno())
         meta = {"format": FORMAT, "step": step, "score": score, "sha256": digest}
-        (partial / "meta.json").write_text(json.dumps(meta))
+        with (partial / "meta.json").open("w") as stream:
+            stream.write(json.dumps(meta))
+            stream.flush()
+            os.fsync(stream.fileno())
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
+        _sync(folder)
     except (OSError, RuntimeError) as error:  # torch turns some failures to write into RuntimeError
         raise ResourceError(f"the checkpoint of step {step} cannot be written: {error}",
                             hint="free some space and start again with --resume; the checkpoints before it are whole"
@@ -70,6 +74,15 @@ def write(run: Path, step: int, state: Mapping[str, Any], score: float | None) -
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Save(final, step, score)
+
+
+def _sync(folder: Path) -> None:
+    """Brings names to the disk: older checkpoints are removed only when the new one's would survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def found(run: Path) -> list[Save]:
@@ -142,11 +155,27 @@ def locked(run: Path) -> Iterator[None]:
 def refuse_mixing(run: Path, resume: bool) -> None:
     """Refuses a folder that already holds a run when a new one is to begin, and the other way round.
 
+    A run that ended before its first checkpoint left nothing that one could go on from: another may begin there.
+
     Raises:
         UsageError: As said.
     """
     saves = found(run)
-    if (saves or (run / "log.jsonl").exists()) and not resume:
+    if saves and not resume:
         raise UsageError(f"{run} already holds a run", hint="give --resume to go on with it, or another --out")
     if resume and not saves:
         raise UsageError(f"there is no complete checkpoint in {run}", hint="leave --resume away to begin")
+
+
+def describe(run: Path, recipe: str) -> None:
+    """Writes down what is being run.
+
+    Raises:
+        ResourceError: The folder cannot be written.
+    """
+    partial = run / "recipe.json.part"
+    try:
+        partial.write_text(recipe + "\n")
+        partial.replace(run / "recipe.json")
+    except OSError as error:
+        raise ResourceError(f"the run folder {run} cannot be used: {error}") from error

@@ -20,6 +20,9 @@ from wm2cli.training.samples import Samples, View
 HEADLINES = ("z500", "t850", "u850", "q700", "t2m", "u10", "msl")
 """Channels that are reported, where the model has them."""
 
+TERMS = 5
+"""Of a climatology: the mean, and two harmonics of the year with two terms each."""
+
 Values = NDArray[np.float64]
 
 
@@ -28,7 +31,7 @@ class Climatology:
     """Mean and two annual harmonics of some channels at each point, fitted by least squares.
 
     Args:
-        coefficients: (5, C, H, W).
+        coefficients: (5, C, H, W); (1, C, H, W), the mean alone, where the times leave out a month of the year.
     """
 
     coefficients: Values
@@ -39,27 +42,30 @@ class Climatology:
         """Fits to every so many times of a split."""
         store = view.store
         places = store.split_indices(split)[::every]
-        normal, moments = np.zeros((5, 5)), np.zeros((5, len(names), *store.grid.shape))
+        # Harmonics that some months do not determine would run away in the months between.
+        months = {int(month) % 12 for month in store.time[places].astype("datetime64[M]").astype(np.int64)}
+        terms = TERMS if len(months) == 12 else 1
+        normal, moments = np.zeros((terms, terms)), np.zeros((terms, len(names), *store.grid.shape))
         for start in range(0, len(places), 64):
             some = places[start : start + 64]
-            design = _harmonics(store.time[some])
+            design = _harmonics(store.time[some], terms)
             values = np.stack([channel(view.read(some), name).numpy() for name in names], axis=1).astype(np.float64)
             normal += design.T @ design
             moments += np.tensordot(design, values, axes=(0, 0))
             on_progress(min(start + 64, len(places)), len(places))
-        # A store shorter than a year does not determine the harmonics; the least norm then is nearly the mean.
-        solved = np.linalg.pinv(normal, rcond=1e-6) @ moments.reshape(5, -1)
+        solved = np.asarray(np.linalg.solve(normal, moments.reshape(terms, -1)), np.float64)
         return cls(solved.reshape(moments.shape))
 
     def at(self, times: NDArray[np.datetime64]) -> Values:
         """(T, C, H, W) at times."""
-        return np.tensordot(_harmonics(times), self.coefficients, axes=(1, 0))
+        return np.tensordot(_harmonics(times, len(self.coefficients)), self.coefficients, axes=(1, 0))
 
 
-def _harmonics(times: NDArray[np.datetime64]) -> Values:
+def _harmonics(times: NDArray[np.datetime64], terms: int) -> Values:
     seconds = (times - times.astype("datetime64[Y]")).astype("timedelta64[s]").astype(np.float64)
     angle = 2 * np.pi * seconds / (365.25 * 86400.0)
-    return np.stack([np.ones_like(angle), np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)], axis=1)
+    waves = [np.ones_like(angle), np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)]
+    return np.stack(waves[:terms], axis=1)
 
 
 def headlines(schema: Schema) -> list[str]:

@@ -26,6 +26,7 @@ def write_fields(
     fields: Mapping[str, NDArray[Any]],
     attributes: Mapping[str, str],
     rounded: bool = False,
+    keep_bits: Mapping[str, int] | None = None,
 ) -> None:
     """Writes fields to one NetCDF-4 file that has its name only when it is complete; an existing file is replaced.
 
@@ -37,6 +38,7 @@ def write_fields(
         fields: By name: pressure variables (T, L, H, W), surface variables (T, H, W), static ones (H, W).
         attributes: Global attributes beside conventions and history.
         rounded: Keep each variable's bits (`Variable.keep_bits`) and deflate.
+        keep_bits: Other mantissa bits for some variables.
 
     Raises:
         ResourceError: The file cannot be written.
@@ -44,7 +46,7 @@ def write_fields(
     partial = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(partial, times, grid, levels, fields, attributes, rounded)
+        _write(partial, times, grid, levels, fields, attributes, rounded, keep_bits or {})
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # netCDF4 raises both
         raise ResourceError(
@@ -56,7 +58,7 @@ def write_fields(
 
 def _write(
     path: Path, times: NDArray[np.datetime64], grid: Grid, levels: Sequence[float], fields: Mapping[str, NDArray[Any]],
-    attributes: Mapping[str, str], rounded: bool,
+    attributes: Mapping[str, str], rounded: bool, keep_bits: Mapping[str, int],
 ) -> None:  # fmt: skip
     import netCDF4
 
@@ -90,5 +92,5 @@ def _write(
                 made.standard_name = known.standard_name
             if known.statistic != "point":
                 made.cell_methods = f"time: {known.statistic} (interval: {known.window_hours} hours)"
-            bits = min(known.keep_bits, MANTISSA_BITS) if rounded else MANTISSA_BITS
+            bits = keep_bits.get(name, min(known.keep_bits, MANTISSA_BITS)) if rounded else MANTISSA_BITS
             made[...] = round_mantissa(np.asarray(values, np.float32), bits)
