@@ -33,9 +33,6 @@ from wm2cli.sources import SOURCES, Progress
 
 Array = NDArray[np.float64]
 
-_CELL_GRIDS = (11.25, 5.625, 2.8125, 1.40625, 0.703125)
-"""Spacings of the grids of WeatherBench that have no rows on the poles."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -49,7 +46,7 @@ class Options:
         against: A second forecast.
         variables, levels, leads_hours: What to score; everything in common by default.
         regions: Names or boxes.
-        grid: `native`, `forecast`, `truth`, or what `regular_grid` takes.
+        grid: `native`, `forecast`, `truth`, or what `Grid.parse` takes.
         skip_missing: Leave out cells with missing values.
         maps: Keep maps of error and bias, for a report.
         workers: Threads; as many as there are cores by default.
@@ -146,29 +143,7 @@ def choose_grid(text: str, forecasts: Forecasts, truth: Series, climatology: Cli
                 hint="--grid 1.5, --grid forecast or --grid truth regrids all of them conservatively",
             )
         return grids["forecast"]
-    return regular_grid(text)
-
-
-def regular_grid(text: str) -> Grid:
-    """A grid by its spacing in degrees: `1.5` and `0.25` have rows on the poles, `5.625` has none, as in WeatherBench.
-
-    Args:
-        text: The spacing, or with the rows said: `1.5:cells`, `0.25:north`, `5.625:poles` (see `Grid.regular`).
-
-    Raises:
-        UsageError: It is no such grid.
-    """
-    number, _, rows = text.partition(":")
-    try:
-        spacing = float(number)
-    except ValueError:
-        raise UsageError(f"'{text}' is no grid", hint="native, forecast, truth, or a spacing such as 1.5") from None
-    if not 0.05 <= spacing <= 90 or abs(180 / spacing - round(180 / spacing)) > 1e-9:
-        raise UsageError(f"a grid spacing must divide 180 degrees, found {number}")
-    match rows or ("cells" if spacing in _CELL_GRIDS else "poles"):
-        case "poles" | "cells" | "north" as found:
-            return Grid.regular(spacing, found)
-    raise UsageError(f"'{text}' is no grid", hint="rows are poles, cells or north")
+    return Grid.parse(text)
 
 
 def _choose_truth(options: Options, forecasts: Forecasts, notes: list[str]) -> tuple[tuple[str, ...], Path | None]:
@@ -193,7 +168,7 @@ def _open_truth(names: tuple[str, ...], options: Options, forecasts: Forecasts) 
     if len(names) == 1 and names[0] in _sources():
         target = forecasts.grid
         if options.grid not in ("native", "forecast", "truth"):
-            target = regular_grid(options.grid)
+            target = Grid.parse(options.grid)
         return SourceSeries(names[0], target, forecasts.channels)
     paths = [Path(name).expanduser() for name in names]
     absent = [path for path in paths if not path.exists() and not path.with_name(f"{path.name}.part").exists()]
