@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -435,6 +436,27 @@ def test_25_tls(
     assert "encrypted connection failed" in text
     assert "REQUESTS_CA_BUNDLE" in text
     assert final_names(cache) == []
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_25_a_certificate_nobody_vouches_for(
+    server: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1",
+            "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]  # fmt: skip
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with Server(server.objects) as trusted:
+        trusted.http.socket = context.wrap_socket(trusted.http.socket, server_side=True)
+        monkeypatch.setenv("WM2_GFS_ROOTS", trusted.url.replace("http://", "https://"))
+        assert run(FETCH) == 4
+        text = capsys.readouterr().err
+        assert "cannot trust the server (certificate verify failed)" in text
+        assert "REQUESTS_CA_BUNDLE" in text
+        assert trusted.log == []
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "cert.pem"))
+        assert run(FETCH) == 0, "with the certificate of the mirror it works"
 
 
 @pytest.mark.parametrize("dead", ["refused", "absent", "slow"])
