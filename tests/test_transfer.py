@@ -15,7 +15,7 @@ from wm2cli.errors import ConfigError, RemoteError
 from wm2cli.settings import Network, settings
 from wm2cli.transfer import AbsentError, Door, Meter, UnusableError, retry_after, shown
 
-QUICK = Network(attempts=4, first_pause=0.01, longest_pause=0.05, read_seconds=0.5, connect_seconds=2.0)
+QUICK = Network(attempts=4, first_pause=0.01, longest_pause=0.05, read_seconds=10.0, connect_seconds=10.0)
 BODY = bytes(range(256)) * 2000
 
 
