@@ -25,7 +25,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, settings with short pauses, and a home without credentials."""
     settings = tmp_path / "config.toml"
     settings.write_text(
-        "[network]\nfirst_pause = 0.01\nlongest_pause = 0.05\nread_seconds = 0.5\nconnect_seconds = 2.0\nattempts = 4\n"
+        "[network]\nattempts = 4\nfirst_pause = 0.01\nlongest_pause = 0.05\n"
+        "read_seconds = 10.0\nconnect_seconds = 10.0\n"
     )
     for name in ("CDSAPI_URL", "CDSAPI_KEY", "WM2_GFS_ROOTS", "WM2_IFS_ROOTS", "WM2_ARCO_ROOT", "WM2_OFFLINE"):
         monkeypatch.delenv(name, raising=False)

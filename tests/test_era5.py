@@ -273,11 +273,11 @@ def test_22_an_interrupted_wait_goes_on_with_the_same_job(how: signal.Signals, c
     cds.polls = 10**6
     code = "import sys; from wm2cli.cli import run; sys.exit(run(sys.argv[1:]))"
     child = subprocess.Popen([sys.executable, "-c", code, *ONE], env=os.environ.copy())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (cds.jobs and cds.jobs["job-1"]["looks"] > 1) and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(how)
-    child.wait(timeout=20)
+    child.wait(timeout=60)
     cds.polls = 0
     assert final_names(cache) in ([], [name for name in final_names(cache) if name.endswith(".lock")])
     assert run(ONE) == 0

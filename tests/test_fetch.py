@@ -379,5 +379,5 @@ def test_a_new_user_without_a_network(
     assert "connection refused" in text
     assert dead in text
     assert f"--source {sources.OFFLINE_SOURCE}" in text
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30, "nobody waits for a network that is not there"
     assert not list(tmp_path.glob("*.nc"))
