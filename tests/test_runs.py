@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stores import INPUTS, OUTPUTS, STORED, make_store, run, stage, toml, toy_recipe, untrained
+from stores import make_store, run, stage, toml, toy_recipe, untrained
 
 from wm2cli import checkpoint
 from wm2cli.cli.program import run as wm2
@@ -510,10 +510,6 @@ def test_stores_that_do_not_fit_the_model_are_refused(store: Store, start: Path,
     two = toy_recipe(start, stage(inputs={"gfs": "gfs"}), encoders=(ExtraEncoder("gfs", "era5"),))
     (problem,) = refused(DataError, tmp_path / "run", two, main=store.path, gfs=gfs.path)
     assert "2021-03-01" in problem  # other years
-    tested = make_store(tmp_path / "tested", days=4, splits={"train": (0.0, 0.1), "test": (0.5, 1.0)})
-    (problem,) = refused(DataError, tmp_path / "run", toy_recipe(start), main=tested.path)
-    assert "no initial time" in problem
-    assert INPUTS.levels == OUTPUTS.levels == STORED.levels
 
 
 def test_a_preset_lists_all_that_a_store_lacks(store: Store, tmp_path: Path) -> None:

@@ -344,7 +344,7 @@ def test_an_overfit_run_drives_the_loss_to_nothing(tmp_path: Path) -> None:
     start = untrained(tmp_path / "start.safetensors", store)
     losses: list[float] = []
     recipe = toy_recipe(
-        start, stage(steps=140, micro=4, rate=1e-2, warmup=5), optimizer="muon", validate_every=1000, save_every=1000,
+        start, stage(steps=220, micro=4, rate=1e-2, warmup=5), optimizer="muon", validate_every=1000, save_every=1000,
         loss=LossConfig(channels="equal", leads="equal", latent=0.0),
     )  # fmt: skip
     run(tmp_path / "run", store.path, recipe, Listener(step=lambda report: losses.append(report.loss)))
