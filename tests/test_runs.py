@@ -37,8 +37,8 @@ from wm2cli.training.recipes import ExtraEncoder, Recipe
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["stores", "wm2cli.cli", "wm2cli.training.loop"])
-PATIENCE = 120.0
-"""Seconds that a busy machine may take for a process of some seconds."""
+PATIENCE = 600.0
+"""Seconds that a very busy machine may take for a process of some seconds."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -154,7 +154,14 @@ def killed_while_saving(out: Path, store: Path) -> None:
 
 
 def last(out: Path) -> dict[str, Any]:
-    return saves.read(saves.found(out)[-1])
+    return whole_state(saves.found(out)[-1])
+
+
+def whole_state(save: saves.Save) -> dict[str, Any]:
+    """All of a checkpoint but the state of torch's generator, which is the process's; no step draws from it."""
+    state = saves.read(save)
+    del state["random"]
+    return state
 
 
 def assert_same(one: Any, two: Any, where: str = "") -> None:
@@ -255,7 +262,7 @@ def test_two_ranks_are_one_rank_to_the_bit_and_take_over_from_each_other(
     recipe = toy_recipe(start, stage(steps=12, micro=1), optimizer="shampoo", save_every=6, validate_every=6)
     run(tmp_path / "one", store.path, recipe)
     on_ranks(tmp_path, 2, tmp_path / "down", store.path, recipe, stop_after=6)
-    assert_same(saves.read(saves.found(tmp_path / "one")[0]), last(tmp_path / "down"))
+    assert_same(whole_state(saves.found(tmp_path / "one")[0]), last(tmp_path / "down"))
     run(tmp_path / "down", store.path, resume=True)
     run(tmp_path / "up", store.path, recipe, stop_after=6)
     on_ranks(tmp_path, 2, tmp_path / "up", store.path, None, resume=True)
