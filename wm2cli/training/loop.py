@@ -417,6 +417,9 @@ class _Run:
             )  # fmt: skip
         optimizer = self.optimizers.state()  # all ranks take part
         if self.ranks.first:
+            better = self.at.score is not None and (self.at.best is None or self.at.score < self.at.best)
+            if better:  # before the position is saved, or a resumed run would take a worse one for the best
+                self.at.best = self.at.score
             state = {
                 "model": {name: value.detach().cpu() for name, value in self.built.named()},
                 "average": {name: value.cpu() for name, value in self.average.items()},
@@ -428,9 +431,6 @@ class _Run:
                 "random": torch.get_rng_state(),
                 "start": self.built.trained_before.get("sha256"),
             }
-            better = self.at.score is not None and (self.at.best is None or self.at.score < self.at.best)
-            if better:
-                self.at.best = self.at.score
             saves.write(self.out, self.at.done, state, self.at.score)
             saves.prune(self.out, self.recipe.keep)
             self._export(better)

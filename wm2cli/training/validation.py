@@ -53,7 +53,7 @@ class Climatology:
             normal += design.T @ design
             moments += np.tensordot(design, values, axes=(0, 0))
             on_progress(min(start + 64, len(places)), len(places))
-        solved = np.asarray(np.linalg.solve(normal, moments.reshape(terms, -1)), np.float64)
+        solved = np.linalg.solve(normal, moments.reshape(terms, -1)).astype(np.float64)
         return cls(solved.reshape(moments.shape))
 
     def at(self, times: NDArray[np.datetime64]) -> Values:
