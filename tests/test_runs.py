@@ -68,7 +68,8 @@ class Process:
 
     def __init__(self, errors: Path, work: Callable[[], Any], environment: Mapping[str, str] | None = None) -> None:
         self.errors = errors
-        self._process = PROCESSES.Process(target=_work, args=(work, errors, dict(environment or {})))
+        # A daemon, so that none outlives a failed test.
+        self._process = PROCESSES.Process(target=_work, args=(work, errors, dict(environment or {})), daemon=True)
         self._process.start()
 
     @property
@@ -306,7 +307,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_message_and_a_whole_checkpoint(
     store: Store, start: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    recipe = toy_recipe(start, stage(steps=10_000), save_every=3)
+    recipe = toy_recipe(start, stage(steps=2_000), save_every=3)
     (tmp_path / "recipe.toml").write_text(toml(recipe))
     command = ["train", "--recipe", str(tmp_path / "recipe.toml"), "--data", str(store.path), "--out", str(out)]
     first, second = ranks(tmp_path, *[functools.partial(wm2, command)] * 2)
@@ -344,7 +345,7 @@ def test_torchrun_starts_two_ranks(store: Store, start: Path, tmp_path: Path) ->
 def test_a_signal_saves_and_ends_all_ranks_with_its_code(store: Store, start: Path, tmp_path: Path) -> None:
     """SIGTERM to one of two ranks, as a batch system may send it; then Ctrl-C to the resumed run of one."""
     out = tmp_path / "run"
-    (tmp_path / "recipe.toml").write_text(toml(toy_recipe(start, stage(steps=10_000), save_every=9_999)))
+    (tmp_path / "recipe.toml").write_text(toml(toy_recipe(start, stage(steps=2_000), save_every=1_999)))
     begin = ["train", "--recipe", str(tmp_path / "recipe.toml"), "--data", str(store.path), "--out", str(out)]
     both = ranks(tmp_path, *[functools.partial(wm2, begin)] * 2)
     wait_for(out, 2)

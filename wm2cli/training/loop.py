@@ -305,7 +305,7 @@ class _Run:
             shrink = limit / norm if limit and norm > limit else 1.0
             for value, gradient in zip(values, gradients, strict=True):
                 value.grad = None if gradient is None else gradient.mul_(shrink)
-            self.optimizers.step(used)
+            self.ranks.together(lambda: self.optimizers.step(used))
             decay = min(self.recipe.ema, (1 + self.at.step) / (10 + self.at.step))
             with torch.no_grad():
                 for name, parameter in parameters:
@@ -415,7 +415,7 @@ class _Run:
                 f"{len(broken)} parameters are not finite after step {self.at.done}, {broken[0]} among them; "
                 f"{self._last_good()}", hint="lower the rate",
             )  # fmt: skip
-        optimizer = self.optimizers.state()  # all ranks take part
+        optimizer = self.ranks.together(self.optimizers.state)
         if self.ranks.first:
             better = self.at.score is not None and (self.at.best is None or self.at.score < self.at.best)
             if better:  # before the position is saved, or a resumed run would take a worse one for the best

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from wm2cli.errors import ResourceError
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=1)
 """How long a rank waits for the others before it gives them up: validations and climatologies take the first one long.
@@ -71,6 +73,14 @@ class Ranks:
         if self.count > 1:
             _guarded(dist.barrier)
 
+    def together(self, call: Callable[[], T]) -> T:
+        """What a call gives that talks to the other ranks by itself, as Shampoo does.
+
+        Raises:
+            ResourceError: Another rank was lost meanwhile.
+        """
+        return call() if self.count == 1 else _guarded(call)
+
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
@@ -105,9 +115,11 @@ def _reduce(tensors: Sequence[Tensor]) -> None:
         offset += tensor.numel()
 
 
-def _guarded(call: Any, *values: Any, **more: Any) -> None:
+def _guarded(call: Callable[..., T], *values: Any, **more: Any) -> T:
     try:
-        call(*values, **more)
+        return call(*values, **more)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ResourceError(
             f"another rank of this training was lost: {str(error).splitlines()[0]}",
