@@ -344,7 +344,8 @@ class _Run:
         def loss_of(some: Batch) -> tuple[Tensor, dict[int, float]]:
             with autocast(self.precision, self.device):
                 return rollout_loss(self.model, some.to(self.device), weights, self.recipe.loss.kind,
-                                    self.recipe.checkpoint, self.recipe.offload, self.built.shares())  # fmt: skip
+                                    self.recipe.checkpoint, self.recipe.offload, self.built.shares(),
+                                    stage.tail)  # fmt: skip
 
         sums = gradient_sums(batch, stage.micro, values, loss_of)
         passes = stage.batch // stage.micro

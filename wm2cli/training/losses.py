@@ -143,7 +143,7 @@ def keep(model: nn.Module, policy: Keep) -> None:
 
 def rollout_loss(
     model: Any, batch: Batch, weights: Weights, kind: str, policy: Keep = "none", offload: bool = False,
-    shares: Mapping[str, Tensor] | None = None,
+    shares: Mapping[str, Tensor] | None = None, tail: int | None = None,
 ) -> tuple[Tensor, dict[int, float]]:  # fmt: skip
     """The loss of some samples, and its part for each lead time.
 
@@ -158,11 +158,13 @@ def rollout_loss(
             step, and the inputs of one step's blocks at a time. The gradients are the same to the bit.
         offload: What is kept waits in host memory.
         shares: Weights of several encoders' latents, where these are trained.
+        tail: Hours before the last lead time through which gradients flow; all when None.
 
     Returns:
         Scalar loss, and the unweighted difference by lead time.
     """
     leads = tuple(batch.targets)
+    cut = 0 if tail is None else max(leads) - tail
     total = sum(weights.of_lead(lead) for lead in leads)
     parts: dict[int, float] = {}
     squares: list[Tensor] = []
@@ -190,6 +192,11 @@ def rollout_loss(
 
     def follow(latent: Latent, lead: int, tree: Mapping[int, Any]) -> None:
         for hours in sorted(tree):
+            if lead + hours <= cut:
+                with torch.no_grad():
+                    reached = model.advance(latent, hours)
+                follow(reached, lead + hours, tree[hours])
+                continue
 
             def step(x: Tensor, time: Any = latent.time, hours: int = hours) -> Tensor:
                 advanced: Tensor = model.advance(Latent(x, time), hours).x
@@ -201,7 +208,8 @@ def rollout_loss(
             follow(later, lead + hours, tree[hours])
 
     with outer:
-        start = model.encode(batch.inputs) if shares is None else model.encode(batch.inputs, shares)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cut <= 0):
+            start = model.encode(batch.inputs) if shares is None else model.encode(batch.inputs, shares)
         if 0 not in batch.targets:
             squares.append(start.x.float().square().mean())
         visit(start, 0)

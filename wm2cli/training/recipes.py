@@ -86,6 +86,8 @@ class Stage:
         horizon: Longest lead time in hours, at the beginning and at the end of the stage.
         growth: How the horizon goes from the one to the other.
         targets: Lead times drawn in a step: the horizon, and others at random below it, lead 0 among them.
+        tail: Hours before the horizon in which targets lie and through which gradients flow; the way there is made
+            without them, which is how a forecast learns to stay sound beyond what fits into memory. All when None.
         batch: Samples in a step, over all ranks.
         micro: Samples in one pass; smaller needs less memory. Gradients are added up as a fixed tree of these.
         schedule: `cosine`, or `constant` with a linear cooldown at the end.
@@ -104,6 +106,7 @@ class Stage:
     horizon: tuple[int, int] = (6, 6)
     growth: Literal["linear", "quadratic"] = "linear"
     targets: int = 1
+    tail: int | None = None
     batch: int = 8
     micro: int = 4
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -264,6 +267,8 @@ def _stage_problems(stage: Stage) -> list[str]:
     first, last = stage.horizon
     if stage.lead_step >= 1 and (first < stage.lead_step or last < first or last % stage.lead_step):
         problems.append(f"horizon {list(stage.horizon)} must rise in multiples of {stage.lead_step} h")
+    if stage.tail is not None and (stage.tail < stage.lead_step or stage.tail % 6 or stage.horizon[0] % 6):
+        problems.append(f"tail must be a multiple of 6 h and at least {stage.lead_step} h, found {stage.tail}")
     if not 0 <= stage.warmup <= stage.steps:
         problems.append(f"warmup must be 0 to {stage.steps}, found {stage.warmup}")
     if not 0 <= stage.cooldown <= 1 or not 0 <= stage.final <= 1:
