@@ -18,3 +18,20 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = network(loud=False)
     checkpoint.save(path, model, Header("weathermesh2", "test-net", model.config, model.normalizer), static())
     return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, settings with short pauses, and a home without credentials."""
+    settings = tmp_path / "config.toml"
+    settings.write_text(
+        "[network]\nattempts = 4\nfirst_pause = 0.01\nlongest_pause = 0.05\n"
+        "read_seconds = 10.0\nconnect_seconds = 10.0\n"
+    )
+    for name in ("CDSAPI_URL", "CDSAPI_KEY", "WM2_GFS_ROOTS", "WM2_IFS_ROOTS", "WM2_ARCO_ROOT", "WM2_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CDSAPI_RC", str(tmp_path / "cdsapirc"))
+    monkeypatch.setenv("WM2_CONFIG", str(settings))
+    monkeypatch.setenv("WM2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"

@@ -25,14 +25,14 @@ Action = Callable[["Handler", bytes | None], bool]
 """Answers a request in place of the server (True), or lets it answer (False)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """A request as it arrived."""
+    """A request as it arrived, and how it was answered."""
 
     method: str
     path: str
     headers: Mapping[str, str]
-    status: int
+    status: int = 0
 
 
 @dataclass
@@ -129,13 +129,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_one(self) -> None:
         self.ignore_range, self.shift, self.length_off = False, 0, 0
-        self.status = 0
         path = unquote(urlsplit(self.path).path).lstrip("/")
         self.key = path
         if self.owner.delay:
             time.sleep(self.owner.delay)
         length = int(self.headers.get("Content-Length") or 0)
         self.payload = self.rfile.read(length) if length else b""
+        self.seen = Seen(self.command, path, dict(self.headers.items()))
+        with self.owner.lock:
+            self.owner.log.append(self.seen)
         try:
             body = self.owner.find(path)
             action = self.owner.action(path)
@@ -151,10 +153,6 @@ class Handler(BaseHTTPRequestHandler):
             self.give(body)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-        finally:
-            seen = Seen(self.command, path, dict(self.headers.items()), self.status)
-            with self.owner.lock:
-                self.owner.log.append(seen)
 
     def give(self, body: bytes) -> None:
         """An object or a range of it."""
@@ -176,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(206, body[first : last + 1], headers)
 
     def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.status = status
+        self.seen.status = status
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)

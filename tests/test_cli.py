@@ -182,13 +182,13 @@ def test_several_mistakes_are_told_at_once(base: list[str], capsys: pytest.Captu
     assert capsys.readouterr().err.count("\n  - ") == 4
 
 
-def test_an_unnamed_checkpoint_is_refused_with_the_way_out(
+def test_an_unknown_name_of_weights_is_refused_with_those_there_are(
     base: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = base.index("--weights")
-    monkeypatch.delenv("WM2_WEIGHTS", raising=False)
+    monkeypatch.setenv("WM2_WEIGHTS", "no-such-weights")
     assert run(base[:index] + base[index + 2 :]) == 6
-    assert "wm2 weights init" in capsys.readouterr().err
+    assert "bundled are wm2-mini" in capsys.readouterr().err
 
 
 def test_existing_output(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

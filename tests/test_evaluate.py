@@ -130,6 +130,14 @@ def test_the_same_whatever_the_workers_and_the_files(folder: Path, tmp_path: Pat
     assert parts.metadata["inits"] == whole.metadata["inits"]
 
 
+@pytest.mark.slow
+def test_the_same_on_a_cluster(folder: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        found = evaluate(options(folder, "many.zarr", scheduler=cluster.scheduler_address))
+    same(evaluate(options(folder, "many.zarr")), found)
+
+
 def test_the_same_whatever_the_layout(folder: Path, tmp_path: Path) -> None:
     whole = evaluate(options(folder, "many.zarr"))
     turned = (
@@ -501,6 +509,8 @@ def test_published_scores_only_where_comparable() -> None:
     assert found["GenCast oper mean", "ERA5"].leads_hours == (24, 72, 120, 168, 240, 336)
     assert published.curves("rmse", "q700")[0].values[0] == pytest.approx(0.537e-3)
     assert published.curves("acc", "t850")
+    assert {curve.truth for curve in published.curves("rmse", "t2m", published.truth_of("truth.nc ERA5"))} == {"ERA5"}
+    assert published.truth_of("made up") is None
     assert published.curves("rmse", "tcc") == ()
 
 

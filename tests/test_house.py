@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors"},
-    {"schema", "grid", "config"},
+    {"schema", "grid", "config", "recipes"},
     {"bundled", "settings"},
     {"forcings", "reading", "transfer", "writing"},
     {"sources"},

@@ -219,8 +219,8 @@ def test_levels_between_others_are_interpolated_and_noted(tmp_path: Path) -> Non
 def test_another_grid_is_regridded_conservatively(tmp_path: Path) -> None:
     fine = Grid.regular(15.0)
     write_folder(tmp_path / "in", stop="2020-01-01", grid=fine)
-    result = make(tmp_path / "in", tmp_path / "store", grid="22.5", train="2019-12-29/2019-12-31", validation=None,
-                  test=None, dtype="float32")  # fmt: skip
+    result = make(tmp_path / "in", tmp_path / "store", grid="22.5:cells", train="2019-12-29/2019-12-31",
+                  validation=None, test=None, dtype="float32")  # fmt: skip
     store = open_store(result.store)
     assert store.grid == GRID
     for channel, (name, level) in enumerate((("z", 500), ("z", 850), ("t", 500), ("t", 850), ("t2m", None))):
@@ -663,7 +663,7 @@ def test_a_schema_comes_from_a_preset_or_a_file(tmp_path: Path) -> None:
         choose_schema(Options(schema=str(path)))
     with pytest.raises(UsageError, match="would not be there anyway"):
         choose_schema(Options(schema="mini", without=("tp",)))
-    with pytest.raises(UsageError, match="is not a grid"):
+    with pytest.raises(UsageError, match="is no grid"):
         choose_schema(Options(variables=("t2m",), grid="coarse"))
 
 

@@ -22,11 +22,13 @@ import xarray as xr
 from wm2cli.analysis.preparation import prepare, read_static
 from wm2cli.errors import DataError
 from wm2cli.grid import Grid
+from wm2cli.preprocess import Options, preprocess
 from wm2cli.reading.fields import Inventory, SourceFile
 from wm2cli.reading.grib import _decode, _layout
 from wm2cli.reading.inputs import open_files
 from wm2cli.reading.messages import field_bytes, split
 from wm2cli.schema import GRAVITY, LEVELS_13, LEVELS_25, LEVELS_37, Schema
+from wm2cli.store import open_store
 
 FOLDER = Path(os.environ.get("WM2_REAL_DATA") or "/nonexistent")
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="WM2_REAL_DATA does not name a folder")
@@ -335,3 +337,27 @@ def test_static_fields_of_era5() -> None:
     with xr.open_dataset(FOLDER / names[0]) as theirs:
         same = read_static(opened(names[0]), Grid.regular(0.25))
         np.testing.assert_allclose(same["orog"].values, theirs["Z"][0].values / GRAVITY, rtol=1e-6, atol=1e-4)
+
+
+def test_four_analyses_become_a_store(tmp_path: Path) -> None:
+    path = FOLDER / "ifs_10deg_6lev_4analyses_12h_20240603-04.grib"
+    options = Options(
+        inputs=(str(path),), out=tmp_path / "store", variables=("z", "t", "q"), levels=(500, 600, 850), step=12,
+        train="2024-06-03/2024-06-04", dtype="float32",
+    )  # fmt: skip
+    store = open_store(preprocess(options).store)
+    assert store.time.size == 4
+    messages = [message for message in open_files([path]).fields if message.valid_time == store.time[2]]
+    for name, level in (("z", 500), ("t", 850)):
+        (one,) = (message for message in messages if (message.variable, message.level) == (name, level))
+        np.testing.assert_array_equal(store.read([2])[0, store.schema.channels.index(f"{name}{level}")], one.read())
+    assert any("600 hPa interpolated linearly in ln p" in line for line in store.provenance["processing"])
+
+
+def test_an_ensemble_does_not_become_a_store(tmp_path: Path) -> None:
+    path = FOLDER / "era5_eda_3deg_members_z_t_500_850_20170101-02.grib"
+    options = Options(inputs=(str(path),), out=tmp_path / "store", variables=("z", "t"), levels=(500, 850), step=12,
+                      train="2017-01-01/2017-01-02")  # fmt: skip
+    with pytest.raises(DataError) as error:
+        preprocess(options)
+    assert error.value.problems == ("z500 z850 t500 t850: there for 10 ensemble members (0 to 9); give one",)

@@ -1,6 +1,7 @@
 """Makes the bundled sample from months of a simulated world, and the manifest of this folder.
 
-    wm2 fetch 2024-01-01T00/2025-02-01T00/6 --source simulation --option seed=3 --option begins=2022-12-01 --out world3
+    wm2 fetch --init 2024-01-01T00/2025-02-01T00/6h --source simulation --option seed=3 --option begins=2022-12-01 \
+        --out world3
     wm2 preprocess --store STORE --climatology climatology.zarr       (the training store of the bundled weights)
     python weights/make_sample.py --world world3 --climatology climatology.zarr
 

@@ -14,10 +14,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wm2cli.errors import ConfigError, DataError
+from wm2cli.errors import ConfigError, DataError, UsageError
 
 Array = NDArray[np.float64]
 Method = Literal["conservative", "bilinear"]
+
+CELL_SPACINGS = (11.25, 5.625, 2.8125, 1.40625, 0.703125)
+"""Spacings in degrees of the grids that WeatherBench and Stormer use with rows at cell centres."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,28 @@ class Grid:
         number = count + 1 if rows == "poles" else count
         lat, lon = first - spacing * np.arange(number), spacing * np.arange(2 * count)
         return cls(lat.astype(np.float64), lon.astype(np.float64))
+
+    @classmethod
+    def parse(cls, text: str) -> Grid:
+        """A grid as people name it: `1.5` and `0.25` have rows on the poles, `5.625` has none, as in WeatherBench.
+
+        Args:
+            text: The spacing in degrees, or with the rows said: `1.5:cells`, `0.25:north`, `5.625:poles`.
+
+        Raises:
+            UsageError: It is no such grid.
+        """
+        number, _, rows = text.partition(":")
+        try:
+            spacing = float(number)
+        except ValueError:
+            raise UsageError(f"'{text}' is no grid", hint="a spacing such as 1.5, or with rows as 1.5:cells") from None
+        if not 0.05 <= spacing <= 90 or abs(180 / spacing - round(180 / spacing)) > 1e-9:
+            raise UsageError(f"a grid spacing must divide 180 degrees, found {number}")
+        match rows or ("cells" if spacing in CELL_SPACINGS else "poles"):
+            case "poles" | "cells" | "north" as found:
+                return cls.regular(spacing, found)
+        raise UsageError(f"'{text}' is no grid", hint="rows are poles, cells or north")
 
     @property
     def shape(self) -> tuple[int, int]:

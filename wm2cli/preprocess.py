@@ -48,7 +48,7 @@ class Options:
         schema: Name of a preset, or a TOML file with `pressure`, `levels`, `surface` and `static`.
         variables, levels: In place of the schema's; levels in hPa.
         without: Variables of the schema to leave out.
-        grid: `5.625` (rows at cell centres), `1.5:poles`, `0.25:north`, or `input`; the preset's when None, else the
+        grid: What `Grid.parse` takes (`5.625`, `1.5`, `0.25:north`), or `input`; the preset's when None, else the
             inputs'.
         start, end: First and last time; those of the inputs when None.
         step: Hours between times.
@@ -288,15 +288,7 @@ def _changed_schema(options: Options, schema: Schema) -> Schema:
 def _chosen_grid(text: str | None, preset: Grid | None) -> Grid | None:
     if text is None or text == "input":
         return preset if text is None else None
-    spacing, _, rows = text.partition(":")
-    try:
-        number = float(spacing)
-    except ValueError:
-        number = -1.0
-    if number <= 0 or rows not in ("", "poles", "cells", "north"):
-        hint = "5.625 has rows at cell centres; 1.5:poles and 0.25:north name others; input is that of the inputs"
-        raise UsageError(f"'{text}' is not a grid", hint=hint)
-    return Grid.regular(number, rows or "cells")  # type: ignore[arg-type]
+    return Grid.parse(text)
 
 
 def prepare(options: Options, on_progress: Progress) -> Prepared:

@@ -23,6 +23,7 @@ from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 
 import wm2cli
@@ -329,22 +330,24 @@ class Door:
     ) -> None:
         """Reads the body, but for `skip` bytes before what was asked for and all behind it."""
         first = answer.status_code == 200 or sink.held == 0
-        try:
-            for block in answer.iter_content(_BLOCK):
-                if self.closing.is_set():
-                    raise _StoppedError
-                if first and block[:256].lstrip().lower().startswith(_PAGES):
-                    hint = "a login page or a proxy may be in between; open the address in a browser"
-                    raise _AgainError("sent a web page instead of data", hint=hint)
-                first = False
-                part = block[skip:] if length is None else block[skip : skip + length - sink.held]
-                skip = max(0, skip - len(block))
-                sink.write(part)
-                on_bytes(len(part))
-                if length is not None and sink.held >= length:
-                    return
-        except requests.RequestException as error:
-            raise _AgainError(f"broke off after {sink.held} bytes ({reason_of(error)})", tag=tag) from error
+        while length is None or sink.held < length:
+            if self.closing.is_set():
+                raise _StoppedError
+            try:
+                # What has come is taken at once, so that nothing is lost of it when the rest does not come.
+                block = answer.raw.read1(_BLOCK)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                raise _AgainError(f"broke off after {sink.held} bytes ({reason_of(error)})", tag=tag) from error
+            if not block:
+                break
+            if first and block[:256].lstrip().lower().startswith(_PAGES):
+                hint = "a login page or a proxy may be in between; open the address in a browser"
+                raise _AgainError("sent a web page instead of data", hint=hint)
+            first = False
+            part = block[skip:] if length is None else block[skip : skip + length - sink.held]
+            skip = max(0, skip - len(block))
+            sink.write(part)
+            on_bytes(len(part))
 
     @contextmanager
     def _answer(self, url: str, headers: Mapping[str, str]) -> Iterator[requests.Response]:

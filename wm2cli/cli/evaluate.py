@@ -13,7 +13,7 @@ from wm2cli.errors import UsageError
 
 if TYPE_CHECKING:
     from wm2cli.evaluation.results import Evaluation
-    from wm2cli.evaluation.scoring import Progress
+    from wm2cli.sources import Progress
 
 
 @app.command(

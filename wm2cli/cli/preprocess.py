@@ -47,7 +47,7 @@ def preprocess(
     grid: Annotated[
         str | None,
         typer.Option(
-            help="5.625 (rows at cell centres), 1.5:poles, 0.25:north, or input; default the preset's, else input.",
+            help="5.625 (no rows on the poles), 1.5, 0.25:north, or input; default the preset's, else input.",
             show_default=False,
         ),
     ] = None,

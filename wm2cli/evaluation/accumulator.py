@@ -30,9 +30,8 @@ the anomalies f' and o': f' o', f'^2, o'^2."""
 MEMBER_PARTS = ("crps", "variance")
 """Sums kept for ensembles: fair CRPS, and variance over the members (ddof 1)."""
 
-_CHUNK_VALUES = 2**14
-"""Values taken through all operations at once: six products of them in float64 fit a core's cache; with four times as
-many each takes four times as long."""
+_CHUNK_VALUES = 2**15
+"""Values taken through all operations at once: few enough that the temporaries stay in a core's cache."""
 
 
 @dataclass
@@ -135,29 +134,50 @@ def pair_sums(forecast: Values, truth: Values, climatology: Values | None, regio
     areas = regions.areas()
     for first in range(0, channels, step):
         some = slice(first, first + step)
-        count = 3 if climatology is None else 6
-        stacked = np.empty((min(step, channels - first), count, height, width))
-        difference = np.subtract(forecast[some], truth[some], out=stacked[:, 0], dtype=np.float64)
-        np.abs(difference, out=stacked[:, 1])
-        np.multiply(difference, difference, out=stacked[:, 2])
+        fields = [forecast[some].astype(np.float64), truth[some].astype(np.float64)]
         if climatology is not None:
-            ahead = np.subtract(forecast[some], climatology[some], dtype=np.float64)
-            found = np.subtract(truth[some], climatology[some], dtype=np.float64)
-            np.multiply(ahead, found, out=stacked[:, 3])
-            np.multiply(ahead, ahead, out=stacked[:, 4])
-            np.multiply(found, found, out=stacked[:, 5])
-        sums = regions.sums(stacked)  # (c, parts, R)
-        weights = np.broadcast_to(areas, (sums.shape[0], areas.size))
-        # A NaN or an infinity anywhere shows in every sum, 0 x NaN being NaN; only then are cells looked at.
+            normal = climatology[some].astype(np.float64)
+            fields += [fields[0] - normal, fields[1] - normal]
+        fields[:2] = [fields[0] - fields[1]]
+        sums = _region_sums(fields, regions)  # (parts, c, R)
+        weights = np.broadcast_to(areas, (sums.shape[1], areas.size))
+        # A NaN or an infinity shows in every sum it is near, 0 x NaN being NaN; only then are cells looked at.
         if not np.isfinite(sums).all():
-            valid: Any = np.isfinite(stacked).all(axis=1)
+            valid = np.logical_and.reduce([np.isfinite(values) for values in fields])
             if not skip_missing:
                 _refuse_missing(forecast[some], truth[some], climatology if climatology is None else climatology[some])
-            sums = regions.sums(np.where(valid[:, None], stacked, 0.0))
+            sums = _region_sums([np.where(valid, values, 0.0) for values in fields], regions)
             weights = regions.sums(valid.astype(np.float64))
         out[some, :, 0] = weights
-        out[some, :, 1 : 1 + count] = np.moveaxis(sums, 1, -1)
+        out[some, :, 1 : 1 + len(sums)] = np.moveaxis(sums, 0, -1)
     return out
+
+
+def _region_sums(fields: Sequence[Array], regions: Regions) -> Array:
+    """Sums of `PARTS` but the weights over each region.
+
+    Args:
+        fields: (c, H, W) differences, and anomalies of forecast and truth where there are such.
+
+    Returns:
+        (3 or 6, c, R).
+    """
+    by_row = []
+    for columns in regions.columns:
+        # Along rows first: products are summed as they are made, and no map of them is ever stored.
+        difference, *anomalies = (values if columns is None else values[..., columns] for values in fields)
+        parts = [difference.sum(axis=-1), np.abs(difference).sum(axis=-1), _products(difference, difference)]
+        if anomalies:
+            ahead, found = anomalies
+            parts += [_products(ahead, found), _products(ahead, ahead), _products(found, found)]
+        by_row.append(np.stack(parts))
+    chosen = np.stack(by_row)[regions.which]  # (R, parts, c, H)
+    return np.asarray(np.einsum("rpch,rh->pcr", chosen, regions.rows))
+
+
+def _products(one: Array, two: Array) -> Array:
+    """(c, H, W) twice -> (c, H): sum of the products along a row."""
+    return np.asarray(np.einsum("chw,chw->ch", one, two))
 
 
 def scores_of(sums: Array) -> dict[str, Array]:

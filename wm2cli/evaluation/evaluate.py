@@ -23,18 +23,15 @@ from wm2cli.evaluation.matching import Matches, describe_pairs, match, match_cha
 from wm2cli.evaluation.physics import drift_per_day
 from wm2cli.evaluation.regions import DEFAULT, Regions
 from wm2cli.evaluation.results import HEADLINE, NAMED_LEADS_HOURS, Evaluation, wind_labels, wind_parts
-from wm2cli.evaluation.scoring import Progress, Tally, Work, score
+from wm2cli.evaluation.scoring import BLOCK_BYTES, Tally, Work, score
 from wm2cli.evaluation.seeps import DRY_BELOW_M
 from wm2cli.evaluation.series import Climatology, OnGrid, Series, SourceSeries, on_grid, open_truth
 from wm2cli.evaluation.significance import block_bootstrap
 from wm2cli.evaluation.spectra import effective_resolution_km, wavelengths_km
 from wm2cli.grid import Grid
-from wm2cli.sources import SOURCES
+from wm2cli.sources import SOURCES, Progress
 
 Array = NDArray[np.float64]
-
-_CELL_GRIDS = (11.25, 5.625, 2.8125, 1.40625, 0.703125)
-"""Spacings of the grids of WeatherBench that have no rows on the poles."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Options:
         against: A second forecast.
         variables, levels, leads_hours: What to score; everything in common by default.
         regions: Names or boxes.
-        grid: `native`, `forecast`, `truth`, or a spacing in degrees.
+        grid: `native`, `forecast`, `truth`, or what `Grid.parse` takes.
         skip_missing: Leave out cells with missing values.
         maps: Keep maps of error and bias, for a report.
         workers: Threads; as many as there are cores by default.
@@ -81,9 +78,8 @@ def evaluate(options: Options, on_progress: Progress = lambda what, done, total:
         DataError: Something is missing, on another grid, in another unit, or no pair can be verified; all is listed.
         RemoteError: The truth's source refused or failed.
     """
-    on_progress("opening", 0, 1)
-    forecasts = open_forecasts(options.forecasts)
-    against = open_forecasts(options.against) if options.against else None
+    forecasts = open_forecasts(options.forecasts, on_progress)
+    against = open_forecasts(options.against, on_progress) if options.against else None
     notes: list[str] = []
     truth_names, climatology_path = _choose_truth(options, forecasts, notes)
     climatology = None if climatology_path is None else Climatology(climatology_path)
@@ -109,7 +105,7 @@ def evaluate(options: Options, on_progress: Progress = lambda what, done, total:
     )  # fmt: skip
     if climatology is not None and climatology.grid != grid and _rainy(labels, climatology, matches):
         left.append("no SEEPS: its classes are on another grid than the scores, and cannot be regridded")
-    tally = score(work, options.workers or os.cpu_count() or 1, on_progress, options.scheduler)
+    tally = score(work, options.workers or _workers(work), on_progress, options.scheduler)
     metadata = provenance.metadata(
         forecasts, truth, climatology, against, matches, grid, regions.names, skip_missing=options.skip_missing,
         command_line=options.command_line,
@@ -147,22 +143,7 @@ def choose_grid(text: str, forecasts: Forecasts, truth: Series, climatology: Cli
                 hint="--grid 1.5, --grid forecast or --grid truth regrids all of them conservatively",
             )
         return grids["forecast"]
-    return regular_grid(text)
-
-
-def regular_grid(text: str) -> Grid:
-    """The grid of a spacing in degrees, with the rows that the field uses for it.
-
-    Raises:
-        UsageError: It is no spacing.
-    """
-    try:
-        spacing = float(text)
-    except ValueError:
-        raise UsageError(f"'{text}' is no grid", hint="native, forecast, truth, or a spacing such as 1.5") from None
-    if not 0.05 <= spacing <= 90 or abs(180 / spacing - round(180 / spacing)) > 1e-9:
-        raise UsageError(f"a grid spacing must divide 180 degrees, found {text}")
-    return Grid.regular(spacing, "cells" if spacing in _CELL_GRIDS else "poles")
+    return Grid.parse(text)
 
 
 def _choose_truth(options: Options, forecasts: Forecasts, notes: list[str]) -> tuple[tuple[str, ...], Path | None]:
@@ -187,7 +168,7 @@ def _open_truth(names: tuple[str, ...], options: Options, forecasts: Forecasts) 
     if len(names) == 1 and names[0] in _sources():
         target = forecasts.grid
         if options.grid not in ("native", "forecast", "truth"):
-            target = regular_grid(options.grid)
+            target = Grid.parse(options.grid)
         return SourceSeries(names[0], target, forecasts.channels)
     paths = [Path(name).expanduser() for name in names]
     absent = [path for path in paths if not path.exists() and not path.with_name(f"{path.name}.part").exists()]
@@ -199,6 +180,16 @@ def _open_truth(names: tuple[str, ...], options: Options, forecasts: Forecasts) 
 
 def _sources() -> list[str]:
     return [name for name in SOURCES if name != "file"]
+
+
+def _workers(work: Work) -> int:
+    """One thread a core, but no more than memory and inits allow."""
+    height, width = work.forecasts.grid.shape
+    one = 4 * len(work.matches.labels) * height * width * max(1, work.forecasts.members)
+    # A block of the forecast, the same regridded, and truth, climatology and persistence of a time.
+    held = 2 * max(one, BLOCK_BYTES) + 4 * one
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, len(work.matches.pairs), free // 2 // held))
 
 
 def _spectral(labels: Sequence[str]) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from wm2cli.evaluation.series import (
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import Inventory, time_text
 from wm2cli.reading.inputs import open_files
+from wm2cli.sources import Progress, quiet
 
 
 class Forecasts:
@@ -165,8 +166,8 @@ class InventoryForecast:
                          for part, time in zip(parts, valid, strict=True)])  # fmt: skip
 
 
-def open_forecasts(paths: Sequence[Path]) -> Forecasts:
-    """Forecasts from NetCDF files, Zarr stores and GRIB files.
+def open_forecasts(paths: Sequence[Path], on_progress: Progress = quiet) -> Forecasts:
+    """Forecasts from NetCDF files, Zarr stores and GRIB files; only headers are read.
 
     Raises:
         DataError: Some cannot be read, are no forecasts, or do not go together; all are listed.
@@ -174,7 +175,8 @@ def open_forecasts(paths: Sequence[Path]) -> Forecasts:
     parts: list[_Forecast] = []
     errors: list[DataError] = []
     grib = [path for path in paths if path.is_file() and file_kind(path) != "netcdf"]
-    for path in paths:
+    for done, path in enumerate(paths):
+        on_progress("opening", done, len(paths))
         try:
             if path not in grib:
                 parts.append(DatasetForecast(path))

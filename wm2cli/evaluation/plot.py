@@ -15,9 +15,9 @@ from wm2cli.evaluation.datasets import Values, split_label
 from wm2cli.evaluation.forecasts import Forecasts, open_forecasts
 from wm2cli.evaluation.provenance import SIMULATED
 from wm2cli.evaluation.results import lead_text
-from wm2cli.evaluation.scoring import Progress
 from wm2cli.evaluation.series import on_grid, open_truth
 from wm2cli.reading.fields import time_text, times_text
+from wm2cli.sources import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

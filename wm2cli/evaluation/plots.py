@@ -39,7 +39,8 @@ NAMES = {
     "climatology": "climatology",
 }
 _DASHES = {"forecast": "-", "against": "-", "persistence": "--", "climatology": ":"}
-_PUBLISHED_COLOURS = ("#56b4e9", "#009e73", "#cc79a7", "#a05d00", "#4b3b8f", "#8a8a00", "#b22222", "#000000")
+_PUBLISHED_COLOURS = ("#56b4e9", "#009e73", "#cc79a7", "#a05d00", "#4b3b8f", "#8a8a00", "#b22222", "#000000",
+                      "#7fbf3f")  # fmt: skip
 
 
 @dataclass(frozen=True)

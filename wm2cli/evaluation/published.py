@@ -34,8 +34,13 @@ class Curve:
     values: tuple[float, ...]
 
 
-def curves(score: str, channel: str) -> tuple[Curve, ...]:
-    """The published curves of a score (`rmse`, `acc`) of a channel; empty where there are none."""
+def curves(score: str, channel: str, truth: str | None = None) -> tuple[Curve, ...]:
+    """The published curves of a score (`rmse`, `acc`) of a channel; empty where there are none.
+
+    Args:
+        score, channel: What.
+        truth: `ERA5` or `IFS analysis`: only those verified against it.
+    """
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     lines = files("wm2cli.evaluation").joinpath("published.csv").read_text(encoding="utf-8").splitlines()
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
@@ -43,9 +48,18 @@ def curves(score: str, channel: str) -> tuple[Curve, ...]:
             points = found.setdefault((row["model"], row["truth"]), [])
             points.append((int(row["lead_hours"]), float(row["value"])))
     return tuple(
-        Curve(model, truth, tuple(lead for lead, _ in points), tuple(value for _, value in points))
-        for (model, truth), points in found.items()
+        Curve(model, against, tuple(lead for lead, _ in points), tuple(value for _, value in points))
+        for (model, against), points in found.items()
+        if truth in (None, against)
     )
+
+
+def truth_of(names: str) -> str | None:
+    """Which of the published truths ours is, by what its file says; None when it is neither."""
+    plain = names.lower()
+    if "era5" in plain:
+        return "ERA5"
+    return "IFS analysis" if "ifs" in plain or "hres" in plain else None
 
 
 def why_not_comparable(grid: Grid, years: str, kinds: Sequence[str], region: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +103,11 @@ class Regions:
         if not names:
             raise UsageError("no region is left to score", hint=f"regions: {', '.join(NAMED)}")
         return cls(tuple(names), np.stack(rows), np.stack(masks), np.array(which))
+
+    @cached_property
+    def columns(self) -> tuple[NDArray[np.intp] | None, ...]:
+        """The columns of each distinct set; None where they are all of them."""
+        return tuple(None if mask.all() else np.flatnonzero(mask) for mask in self.masks)
 
     def sums(self, values: Array) -> Array:
         """(..., H, W) float64 -> (..., R): the area-weighted sum over each region."""

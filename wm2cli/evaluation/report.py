@@ -20,8 +20,8 @@ from wm2cli.evaluation.results import (
     replacing,
     write_csv,
 )
-from wm2cli.evaluation.scoring import Progress
 from wm2cli.evaluation.significance import FEWEST_BLOCKS
+from wm2cli.sources import Progress
 
 _STYLE = """
 :root { --ink: #1c2329; --soft: #5a6670; --line: #d8dee3; --paper: #ffffff; --shade: #f4f6f8; }
@@ -154,11 +154,12 @@ def _curves(evaluation: Evaluation) -> Iterator[str]:
     reasons = published.why_not_comparable(
         evaluation.grid, str(evaluation.metadata["years"]), kinds, evaluation.regions[0]
     )
+    truth = published.truth_of(f"{evaluation.metadata['truth']} {evaluation.metadata['truth_source']}")
     for score, title in (("rmse", "Error by lead"), ("acc", "Anomaly correlation by lead")):
         wanted = [label for label in labels if _any(evaluation, score, label)]
         if not wanted:
             continue
-        others = {} if reasons else {label: published.curves(score, label) for label in wanted}
+        others = {} if reasons else {label: published.curves(score, label, truth) for label in wanted}
         yield f"<h2>{title}</h2>"
         if score == "rmse":
             yield f'<p class="soft">{_published_text(reasons)}</p>'
@@ -245,4 +246,4 @@ def _colour(skill: float) -> str:
 
 
 def _ink(skill: float) -> str:
-    return "#ffffff" if abs(skill) > 0.3 else "#1c2329"
+    return "#ffffff" if abs(skill) > 0.36 else "#1c2329"

@@ -121,8 +121,10 @@ class Evaluation:
         named = tuple(lead for lead in NAMED_LEADS_HOURS if lead in self.leads)
         if len(named) >= min(3, len(self.leads)):
             return named
-        places = np.unique(np.linspace(0, len(self.leads) - 1, min(6, len(self.leads))).round().astype(int))
-        return tuple(self.leads[place] for place in places)
+        daily = tuple(lead for lead in self.leads if lead and lead % 24 == 0)
+        among = daily if len(daily) > 1 else self.leads
+        places = np.unique(np.linspace(0, len(among) - 1, min(6, len(among))).round().astype(int))
+        return tuple(among[place] for place in places)
 
     def verdict(self) -> str:
         """Is it any good? One line."""
@@ -140,11 +142,11 @@ class Evaluation:
             acc = (
                 self.table("acc")[:, self.labels.index(label), 0] if "acc" in self.scores["forecast"] else np.array([])
             )
-            useful = [hours for hours, value in zip(self.leads, acc, strict=True) if value >= USEFUL_ACC]
-            if useful:
-                parts.append(f"anomaly correlation above {USEFUL_ACC} up to {lead_text(max(useful))}")
+            below = next((place for place, value in enumerate(acc) if not value >= USEFUL_ACC), len(acc))
+            if below:
+                parts.append(f"anomaly correlation above {USEFUL_ACC} up to {lead_text(self.leads[below - 1])}")
             elif np.isfinite(acc).any():
-                parts.append(f"anomaly correlation nowhere above {USEFUL_ACC}")
+                parts.append(f"anomaly correlation below {USEFUL_ACC} from the first lead on")
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

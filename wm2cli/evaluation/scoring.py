@@ -27,11 +27,10 @@ from wm2cli.evaluation.series import OnGrid, on_grid
 from wm2cli.evaluation.spectra import band_spectrum
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import time_text
+from wm2cli.sources import Progress
 
 Array = NDArray[np.float64]
-Progress = Callable[[str, int, int], None]
-
-_BLOCK_BYTES = 128 * 2**20
+BLOCK_BYTES = 128 * 2**20
 """Of a forecast read at once by a worker."""
 
 
@@ -210,7 +209,7 @@ def score_init(work: Work, init: Init) -> Tally:
     start = work.truth.read(init) if matches.persistence else None
     leads = matches.pairs[init]
     per_lead = 4 * len(matches.labels) * work.forecasts.grid.lat.size * work.forecasts.grid.lon.size
-    step = max(1, _BLOCK_BYTES // (per_lead * max(1, work.forecasts.members)))
+    step = max(1, BLOCK_BYTES // (per_lead * max(1, work.forecasts.members)))
     for first in range(0, len(leads), step):
         some = leads[first : first + step]
         block = _read(work, work.forecasts, init, some)

@@ -21,6 +21,7 @@ import wm2cli
 from wm2cli.errors import DataError, ResourceError
 from wm2cli.schema import VARIABLES
 from wm2cli.store import Progress, Store
+from wm2cli.writing.chunks import round_mantissa
 
 Array = NDArray[np.float64]
 
@@ -206,12 +207,14 @@ class _File:
     def attributes_of(self, name: str) -> dict[str, str]:
         known = VARIABLES[name]
         named = {"standard_name": known.standard_name} if known.standard_name else {}
-        return {"units": known.units, "long_name": known.long_name, **named}
+        precision = f"rounded to {known.keep_bits} bits of the mantissa"
+        return {"units": known.units, "long_name": known.long_name, "comment": precision, **named}
 
     def write(self, hour: int, day: int, values: NDArray[np.float32]) -> None:
-        """(C, H, W) of one hour and day, by their places on the axes."""
+        """(C, H, W) of one hour and day, by their places on the axes; bits that the weather does not fill are zero."""
         for name, (channels, dims) in self.variables.items():
-            self.put(name, hour, day, values[channels] if "level" in dims else values[channels][0])
+            rounded = round_mantissa(values[channels], VARIABLES[name].keep_bits)
+            self.put(name, hour, day, rounded if "level" in dims else rounded[0])
 
     def put(self, name: str, hour: int, day: int, values: NDArray[np.float32]) -> None:
         raise NotImplementedError

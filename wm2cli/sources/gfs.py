@@ -39,6 +39,10 @@ _BEFORE_V16 = "gfs.{day}/{hour}/gfs.t{hour}z.pgrb2.{grid}.f000"
 _V16 = "gfs.{day}/{hour}/atmos/gfs.t{hour}z.pgrb2.{grid}.f000"
 _V17 = "gfs.{day}/{hour}/products/atmos/grib2/{grid}/gfs.t{hour}z.pres_a.{grid}.f000.grib2"
 
+LEVELS = (0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.4, 0.7, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 250,
+          300, 350, 400, 450, 500, 550, 600, 650, 700, 750, 800, 850, 900, 925, 950, 975, 1000)  # fmt: skip
+"""Levels in hPa of the main file since version 16; those between them lie in another one."""
+
 _UPPER = {"z": "HGT", "t": "TMP", "u": "UGRD", "v": "VGRD", "q": "SPFH", "r": "RH"}
 _SURFACE = {
     "t2m": ("TMP", "2 m above ground"),
@@ -127,7 +131,8 @@ def places(time: np.datetime64, grid: str) -> tuple[Place, ...]:
 def select(text: str, labels: Sequence[Label], time: np.datetime64) -> Selection:
     """The messages of an index that hold fields at its start.
 
-    Where specific humidity lacks on a level, relative humidity is taken.
+    Where specific humidity lacks on a level, relative humidity is taken. For a level that GFS has in another file, the
+    nearest ones above and below are.
 
     Args:
         text: A `.idx` file.
@@ -159,8 +164,14 @@ def select(text: str, labels: Sequence[Label], time: np.datetime64) -> Selection
     for match in lines:
         if match[6] in _INSTANT:
             held.setdefault((match[4], match[5]), []).append(int(match[2]))
-    entries, missing, replaced = [], [], []
-    for label in labels:
+    entries: list[Entry] = []
+    missing: list[str] = []
+    replaced: list[Label] = []
+    around = {level: _around(level) for _, level in labels if level is not None}
+    wanted = dict.fromkeys(
+        (name, near) for name, level in labels for near in ((None,) if level is None else around[level])
+    )
+    for label in wanted:
         found = held.get(_words(label), [])
         if not found and label[0] == "q":
             found = held.get(_words(("r", label[1])), [])
@@ -171,10 +182,21 @@ def select(text: str, labels: Sequence[Label], time: np.datetime64) -> Selection
             end = following.get(start)
             entries.append(Entry(label, start, None if end is None else end - start))
     notes = []
+    if between := sorted(level for level, near in around.items() if near != (level,)):
+        levels = " ".join(map(level_text, between))
+        notes.append(f"gfs lacks the levels {levels} hPa: a forecast interpolates them linearly in ln p")
     if replaced:
         levels = " ".join(level_text(level) for _, level in replaced if level is not None)
         notes.append(f"gfs has no specific humidity at {levels} hPa: relative humidity was fetched")
     return Selection(tuple(entries), tuple(missing), tuple(notes))
+
+
+def _around(level: float) -> tuple[float, ...]:
+    """The level itself where GFS has it, else the nearest ones above and below."""
+    if level in LEVELS:
+        return (level,)
+    above = [held for held in LEVELS if held < level][-1:]
+    return (*above, *[held for held in LEVELS if held > level][:1])
 
 
 def _words(label: Label) -> tuple[str, str]:

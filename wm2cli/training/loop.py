@@ -254,12 +254,12 @@ class _Run:
                            f"times, horizon {stage.horizon[0]} to {stage.horizon[1]} h")  # fmt: skip
         if validation is not None and self.at.done == 0:
             self._validate(validation)  # the first report is of the untrained model
-        last = stage.steps
+        last = stage.length
         if self.options.stop_after is not None:
             last = min(last, self.at.step + self.options.stop_after - self.at.done)
         for ready in read_ahead(self.at.step, last, lambda step: self._read(stage, step, samples)):
             self._update(stage, ready.batch, ready.waited, weights, parameters)
-            ended = self.at.step == stage.steps
+            ended = self.at.step == stage.length
             told = self.ranks.any(self.stop_signal is not None, self.device)
             stopping = told or self._enough()
             if validation is not None and (ended or self.at.done % self.recipe.validate_every == 0):
@@ -517,7 +517,10 @@ def _recipe_of(options: Options, saved: Mapping[str, Any] | None) -> Recipe:
 def _begun(recipe: Recipe, saved: Mapping[str, Any]) -> Recipe:
     """The recipe with the stages that a run has begun."""
     at = _Position(**saved["position"])
-    return replace(recipe, stages=recipe.stages[: at.stage + (at.step > 0)])
+    stages = recipe.stages[: at.stage + (at.step > 0)]
+    if at.step > 0 and stages[at.stage].length > at.step:  # where the stage under way is to stop is still open
+        stages = (*stages[:-1], replace(stages[-1], stop=None))
+    return replace(recipe, stages=stages)
 
 
 def _differences(old: Any, new: Any, where: str) -> Iterator[str]:

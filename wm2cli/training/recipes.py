@@ -75,7 +75,8 @@ class Stage:
 
     Args:
         name: For logs and files.
-        steps: Updates.
+        steps: Updates that the schedules of rate and horizon are made for.
+        stop: End after so many of them all the same; none is cut off when None.
         rate: Highest learning rate.
         trainable: `all`, or any of `encoder:NAME`, `processor:HOURS`, `decoder`, `blend` (the weights by which the
             latents of several encoders are mixed); the rest is frozen and stays the same to the bit.
@@ -109,6 +110,12 @@ class Stage:
     warmup: int = 0
     cooldown: float = 0.2
     final: float = 0.0
+    stop: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Updates that are made."""
+        return self.steps if self.stop is None else self.stop
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,7 @@ class Recipe:
     @property
     def steps(self) -> int:
         """Updates of all stages."""
-        return sum(stage.steps for stage in self.stages)
+        return sum(stage.length for stage in self.stages)
 
     def check(self) -> Recipe:
         """The recipe itself, when it is possible.
@@ -248,6 +255,8 @@ def _optimizer_problems(optimizer: OptimizerConfig) -> list[str]:
 def _stage_problems(stage: Stage) -> list[str]:
     counts = {name: getattr(stage, name) for name in ("steps", "lead_step", "targets", "batch", "micro")}
     problems = [f"{name} must be at least 1, found {value}" for name, value in counts.items() if value < 1]
+    if stage.stop is not None and not 1 <= stage.stop <= stage.steps:
+        problems.append(f"stop must be 1 to {stage.steps}, found {stage.stop}")
     if not 0 < stage.rate < math.inf:
         problems.append(f"rate must be positive, found {stage.rate}")
     if stage.micro >= 1 and stage.batch % stage.micro:
