@@ -41,6 +41,7 @@ from wm2cli.training.losses import (
 from wm2cli.training.optimizers import Optimizers
 from wm2cli.training.recipes import ExtraEncoder, LossConfig, OptimizerConfig
 from wm2cli.training.samples import Batch, Samples, View, read_ahead
+from wm2cli.training.schedule import draw
 from wm2cli.training.validation import Climatology, Validation
 
 CPU = torch.device("cpu")
@@ -684,3 +685,37 @@ def test_tensorboard_is_an_extra(store: Store, start: Path, tmp_path: Path, monk
     events = EventAccumulator(str(tmp_path / "events" / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
+
+
+def test_a_tail_learns_from_the_last_hours_alone(store: Store) -> None:
+    """The gradient is that of a forecast from where the tail begins; the way there counts as given."""
+    model = network(store)
+    samples, weights = samples_of(store, model), weights_of(store)
+    batch = samples.read(np.array([0, 1]), (24,))
+    parameters = list(model.processors["6"].parameters())
+    loss, parts = rollout_loss(model, batch, weights, "l1", tail=6)
+    found = torch.autograd.grad(loss, parameters)
+    with torch.no_grad():
+        latent = model.encode(batch.inputs)
+        for _ in range(3):
+            latent = model.advance(latent, 6)
+    last = model.advance(latent, 6)
+    by_hand = difference(model.decode_normalized(last), model.normalize(batch.targets[24]), weights, "l1")
+    assert float(by_hand.detach()) == parts[24]
+    squares = (last.x.square().mean() + model.encode(batch.inputs).x.detach().square().mean()) / 2
+    expected = torch.autograd.grad(by_hand + weights.latent * squares, parameters)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+    whole = torch.autograd.grad(rollout_loss(model, batch, weights, "l1")[0], parameters)
+    assert not torch.allclose(whole[0], found[0])
+    encoder = list(model.encoders.parameters())
+    loss, _ = rollout_loss(model, batch, weights, "l1", tail=6)
+    assert all(gradient is None for gradient in torch.autograd.grad(loss, encoder, allow_unused=True))
+
+
+def test_targets_of_a_tail_lie_in_it() -> None:
+    made = stage("weeks", horizon=(240, 240), tail=24, targets=3, steps=50)
+    for step in range(50):
+        leads = draw(made, 0, step, seed=1, possible=100).leads
+        assert leads[-1] == 240
+        assert min(leads) > 240 - 24

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from wm2cli.cli.program import Json, app, emit, say
 from wm2cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
     from wm2cli.training.loop import Listener, Step
 
 
@@ -105,11 +108,32 @@ def _told() -> Iterator[Listener]:
     from rich.live import Live
 
     with Live(console=Console(stderr=True), refresh_per_second=4) as live:
-        yield Listener(
-            progress=lambda what, done, total: live.update(f"{what} {done}/{total}"),
-            step=lambda report: live.update(_table(report)),
-            note=lambda text: live.console.print(f"note: {text}", markup=False, highlight=False),
-        )
+        picture = _Picture(live)
+        yield Listener(progress=picture.progress, step=picture.step, note=picture.note)
+
+
+class _Picture:
+    """The table of the last step, and a line for what goes on between steps."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._table: list[Table] = []
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self._show(f"{what} {done}/{total}")
+
+    def step(self, report: Step) -> None:
+        self._table = [_table(report)]
+        self._show()
+
+    def note(self, text: str) -> None:
+        self._live.console.print(f"note: {text}", markup=False, highlight=False)
+        self._show()
+
+    def _show(self, *lines: str) -> None:
+        from rich.console import Group
+
+        self._live.update(Group(*self._table, *lines))
 
 
 class _Lines:
@@ -126,10 +150,12 @@ class _Lines:
                 f"{report.samples_per_second:.2f} samples/s, horizon {report.horizon} h")  # fmt: skip
 
 
-def _table(report: Step) -> Any:
+def _table(report: Step) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
     seconds = sum(report.seconds.values()) or 1.0
     rows = {
         "step": f"{report.step} of {report.steps}, stage {report.stage}",
@@ -141,5 +167,5 @@ def _table(report: Step) -> Any:
         "memory": f"{report.memory / 1e9:.2f} GB",
     }
     for name, text in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", text)
+        table.add_row(name, text)
     return table

@@ -154,8 +154,8 @@ def rollout_loss(
         batch: Samples on the model's device.
         weights: See there.
         kind: `l1` or `mse`.
-        policy: `none` keeps all activations; `block` the input of each block; `step` (nested) the latent before each
-            step, and the inputs of one step's blocks at a time. The gradients are the same to the bit.
+        policy: `none` keeps all activations; `block` the input of each block; `step` (nested) the fields, the latent
+            before each step, and the inputs of one step's blocks at a time. The gradients are the same to the bit.
         offload: What is kept waits in host memory.
         shares: Weights of several encoders' latents, where these are trained.
         tail: Hours before the last lead time through which gradients flow; all when None.
@@ -207,9 +207,15 @@ def rollout_loss(
             visit(later, lead + hours)
             follow(later, lead + hours, tree[hours])
 
+    def begin() -> Tensor:
+        encoded: Tensor = (model.encode(batch.inputs) if shares is None else model.encode(batch.inputs, shares)).x
+        return encoded
+
     with outer:
+        # The maps of the surface codec at full resolution are larger than many latents.
         with torch.set_grad_enabled(torch.is_grad_enabled() and cut <= 0):
-            start = model.encode(batch.inputs) if shares is None else model.encode(batch.inputs, shares)
+            x = checkpoint(begin, use_reentrant=False) if policy == "step" and cut <= 0 else begin()
+        start = Latent(x, next(iter(batch.inputs.values())).time)
         if 0 not in batch.targets:
             squares.append(start.x.float().square().mean())
         visit(start, 0)
