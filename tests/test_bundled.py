@@ -79,7 +79,7 @@ def test_a_forecast_from_the_sample_says_that_it_is_simulated(forecast: Path) ->
 
 
 def errors(forecast: Path, name: str, level: int | None, hours: int) -> tuple[float, float, float]:
-    """RMSE of the forecast, of persistence and of the climatology against the bundled truth, in a few lines of numpy."""
+    """RMSE of forecast, persistence and climatology against the bundled truth, in a few lines of numpy."""
     truth_path, climatology_path = bundled.sample_truth(INIT), bundled.sample_climatology()
     assert truth_path is not None
     assert climatology_path is not None
