@@ -181,11 +181,12 @@ def _on_cluster(address: str, tasks: Sequence[Any], total: Tally, add: Callable[
     from wm2cli.errors import ResourceError
 
     try:
-        from distributed import Client
+        import distributed as loaded
     except ImportError:
-        raise ResourceError("--scheduler needs the package distributed", hint="pip install distributed") from None
+        raise ResourceError("--scheduler needs dask.distributed", hint='pip install "wm2cli[cluster]"') from None
+    distributed: Any = loaded  # half of it has no types
     try:
-        client: Any = Client(address, timeout=20)  # type: ignore[no-untyped-call]
+        client = distributed.Client(address, timeout=20)
     except (OSError, TimeoutError, ValueError) as error:
         raise ResourceError(f"no dask scheduler at {address}: {error}", hint="check its address") from error
     with client:
