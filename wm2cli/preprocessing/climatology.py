@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -161,7 +162,7 @@ def _is_leap(year: int) -> bool:
     return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
 
 
-class _File:
+class _File(ABC):
     """What both containers have in common: names, axes and attributes."""
 
     def __init__(self, path: Path, store: Store, hours: tuple[int, ...], window_days: int) -> None:
@@ -216,8 +217,9 @@ class _File:
             rounded = round_mantissa(values[channels], VARIABLES[name].keep_bits)
             self.put(name, hour, day, rounded if "level" in dims else rounded[0])
 
+    @abstractmethod
     def put(self, name: str, hour: int, day: int, values: NDArray[np.float32]) -> None:
-        raise NotImplementedError
+        """Writes one variable of one hour and day."""
 
     def chunk(self, dims: tuple[str, ...]) -> tuple[int, ...]:
         return (1, 1, *(self.axes[dim][0].size for dim in dims[2:]))
