@@ -183,6 +183,11 @@ def test_the_horizon_grows_and_every_length_gets_its_share() -> None:
     assert (slow[0], slow[-1]) == (12, 48)
     assert sum(slow) < sum(found)
     assert {horizon(stage(steps=1), 0), horizon(stage(steps=5), 4)} == {6}
+    mixed = [horizon(replace(one, growth="mixed"), step) for step in range(400)]
+    for part in (mixed[:100], mixed[150:250]):  # at any time, not in the end alone
+        assert {length: part.count(length) for length in set(part)} == dict.fromkeys(
+            range(12, 49, 6), pytest.approx(100 / 7, abs=2)
+        )
 
 
 def test_samples_come_once_an_epoch_in_another_order_each() -> None:

@@ -17,6 +17,9 @@ from wm2cli.training.recipes import Stage
 
 Indices = NDArray[np.int64]
 
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples modulo 1 fill the unit interval evenly, from any beginning on."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -47,6 +50,8 @@ def horizon(stage: Stage, step: int) -> int:
     """Longest lead time of a step in hours, a multiple of the stage's lead step."""
     first, last = stage.horizon
     share = step / max(1, stage.steps - 1)
+    if stage.growth == "mixed":
+        share = (step * GOLDEN) % 1.0
     grown = share**2 if stage.growth == "quadratic" else share
     # Every length gets its share of the steps, the last one too.
     count = (last - first) // stage.lead_step + 1
