@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stores
 import torch
 import torch.nn.functional as F
 import xarray as xr
@@ -20,10 +21,10 @@ from wm2cli.cli import run
 from wm2cli.errors import CheckpointError, ConfigError, UsageError
 from wm2cli.grid import Grid
 from wm2cli.models.latent import Latent
-from wm2cli.models.presets import PRESETS
+from wm2cli.models.presets import PRESETS, Preset
 from wm2cli.models.stormer import CHANNELS, SCHEMA, Stormer, StormerConfig, published_statistics
 from wm2cli.models.stormer_network import Embedding, StormerNetwork, patchify, position_table, sincos, unpatchify
-from wm2cli.schema import VARIABLES
+from wm2cli.schema import VARIABLES, Schema
 from wm2cli.state import Normalizer, State
 from wm2cli.training.losses import keep
 
@@ -426,3 +427,23 @@ def test_from_a_preset_to_a_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyP
             first = made[name].isel(time=0)
             assert np.abs(made[name] - first).max() <= 1e-6 * np.abs(first).max()
         assert float(made["z"].std()) > 100.0
+
+
+def test_training_takes_it_like_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a preset, over a tree of 12 and 6 h steps, to weights that beat what they began as, persistence."""
+    schema = Schema(("z", "t"), (500, 850), ("t2m",))
+    config = StormerConfig(schema, ("t2m", "z500", "z850", "t500", "t850"), 2, 32, 1, 2)
+    monkeypatch.setitem(PRESETS, "toy", Preset("toy", 22.5, "cells", config, "stormer"))
+    store = stores.make_store(tmp_path / "store")
+    stage = stores.stage(steps=24, horizon=(18, 18), targets=2, rate=1e-2, micro=4)
+    recipe = stores.toy_recipe(None, stage, validate_every=24, save_every=24, checkpoint="block", ema=0.0)
+    result = stores.run(tmp_path / "run", store.path, recipe)
+    assert result.validation is not None
+    for errors in result.validation["rmse"].values():
+        assert errors["6"]["forecast"] < 0.8 * errors["6"]["persistence"]
+    loaded = checkpoint.load(result.weights)
+    assert loaded.header.model == "stormer"
+    assert loaded.header.trained
+    assert set(loaded.model.normalizer.difference_std) == {6, 12, 24}
+    with pytest.raises(ConfigError, match="toy reads no static fields, the recipe names orog"):
+        stores.run(tmp_path / "other", store.path, stores.toy_recipe(None, stage, static=("orog",)))
