@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from wm2cli.grid import Grid
+from wm2cli.models import Model
 from wm2cli.models.presets import SIX_HOURLY, STATIC, SURFACE, UPPER
+from wm2cli.models.stormer import Stormer, StormerConfig
 from wm2cli.models.weathermesh2 import EncoderConfig, ProcessorConfig, WeatherMesh2, WeatherMesh2Config
 from wm2cli.schema import Schema
 from wm2cli.state import Normalizer, State
@@ -50,6 +52,27 @@ def network(seed: int = 0, grid: Grid = GRID, loud: bool = True, **changes: obje
     return model.eval().requires_grad_(False)
 
 
+def stormer(seed: int = 0, grid: Grid = GRID, loud: bool = True, **changes: object) -> Stormer:
+    """A small Stormer in eval mode, of 19 channels in another order than its schema's.
+
+    As published it begins as persistence; `loud` draws all that begins as zero.
+    """
+    schema = Schema(("z", "t", "u", "v", "q"), (100.0, 500.0, 1000.0), ("t2m", "u10", "v10", "msl"))
+    values: dict[str, object] = {
+        "schema": schema, "channels": (*schema.channels[-4:], *schema.channels[:-4]), "patch": 2, "width": 32,
+        "depth": 2, "heads": 2,
+    }  # fmt: skip
+    built = StormerConfig(**{**values, **changes})  # type: ignore[arg-type]
+    torch.manual_seed(seed)
+    model = Stormer(built, grid, built.nominal())
+    if loud:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.2)
+    return model.eval().requires_grad_(False)
+
+
 def static(grid: Grid = GRID) -> dict[str, torch.Tensor]:
     """Hills, land and soils without symmetry."""
     generator = torch.Generator().manual_seed(5)
@@ -58,7 +81,7 @@ def static(grid: Grid = GRID) -> dict[str, torch.Tensor]:
 
 
 def state(
-    model: WeatherMesh2, seed: int = 1, batch: int = 1, encoder: str | None = None, time: str = "2024-01-01T00"
+    model: Model, seed: int = 1, batch: int = 1, encoder: str | None = None, time: str = "2024-01-01T00"
 ) -> State:
     """Noise of half a standard deviation about the mean."""
     schema = model.inputs[encoder or next(iter(model.inputs))]
@@ -72,7 +95,7 @@ def state(
                  columns["surface_mean"] + 0.5 * columns["surface_std"] * lower)  # fmt: skip
 
 
-def normalized(model: WeatherMesh2, made: State) -> torch.Tensor:
+def normalized(model: Model, made: State) -> torch.Tensor:
     """All channels of an output state in standard deviations, to compare them on one scale."""
     columns = model.normalizer.columns(made.schema)
     upper = (made.pressure - columns["pressure_mean"]) / columns["pressure_std"]

@@ -258,7 +258,7 @@ def choose_schema(options: Options) -> tuple[Schema, Grid | None]:
         named = preset(options.schema)
         grid = named.grid
         config = named.config
-        parts = [config.schema_out, *(encoder.schema for encoder in config.encoders)]
+        parts = [config.schema_out, *config.inputs.values()]
         schema = Schema(
             tuple(dict.fromkeys(name for part in parts for name in part.pressure)),
             tuple(sorted({level for part in parts for level in part.levels})),

@@ -19,7 +19,6 @@ from wm2cli.grid import Grid
 from wm2cli.models import MODELS
 from wm2cli.models.presets import preset
 from wm2cli.sources import open_source
-from wm2cli.state import Normalizer
 
 FORMAT = 1
 """Format number of the JSON documents of these commands."""
@@ -63,11 +62,11 @@ def init(preset_name: str, seed: int, out: Path, *, static: Sequence[Path] = (),
             fields[str(name)] = torch.from_numpy(np.ascontiguousarray(dataset[name].values, dtype=np.float32))
             origin[str(name)] = str(dataset[name].attrs.get("origin", ", ".join(path.name for path in static)))
     config = chosen.config
-    normalizer = Normalizer.nominal(*(encoder.schema for encoder in config.encoders), config.schema_out)
+    normalizer = config.nominal()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MODELS["weathermesh2"][1](config, chosen.grid, normalizer, fields)
-    header = Header("weathermesh2", f"{preset_name}-untrained-{seed}", config, normalizer, static=origin)
+        model = MODELS[chosen.kind][1](config, chosen.grid, normalizer, fields)
+    header = Header(chosen.kind, f"{preset_name}-untrained-{seed}", config, normalizer, static=origin)
     checkpoint.save(out, model, header, fields)
     return Written(out, sum(p.numel() for p in model.parameters()), checkpoint.file_sha256(out))
 
@@ -83,14 +82,14 @@ def info(path: Path) -> dict[str, Any]:
     parts: dict[str, int] = {}
     for name, size in sizes.items():
         words = name.split(".")
-        part = ".".join(words[1:3]) if words[1] in ("encoders", "processors") else words[1]
+        part = ".".join(words[1:3]) if words[1] in ("encoders", "processors", "net") else words[1]
         parts[part] = parts.get(part, 0) + size
     missing = [name for name in ("grid.lat", "grid.lon") if name not in shapes]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
     grid = _grid(path)
     config = header.config
-    schemas = {encoder.name: encoder.schema for encoder in config.encoders}
+    schemas = config.inputs
     names = {name for schema in (*schemas.values(), config.schema_out) for name in schema.static}
     return {
         "format": FORMAT,
@@ -110,17 +109,8 @@ def info(path: Path) -> dict[str, Any]:
             name: _schema_text(schema.pressure, schema.levels, schema.surface) for name, schema in schemas.items()
         },
         "outputs": _schema_text(config.schema_out.pressure, config.schema_out.levels, config.schema_out.surface),
-        "steps_hours": sorted((processor.hours for processor in config.processors), reverse=True),
-        "architecture": {
-            "width": config.width,
-            "heads": config.heads,
-            "patch": list(config.patch),
-            "window": list(config.window),
-            "encoder_blocks": config.encoder_blocks,
-            "processor_blocks": {str(p.hours): p.blocks for p in config.processors},
-            "decoder_blocks": config.decoder_blocks,
-            "position": config.position,
-        },
+        "steps_hours": list(config.steps),
+        "architecture": config.architecture(),
         "static": {name: header.static.get(name, "zero (none given)") for name in sorted(names)},
         "statistics": "of the training data" if header.trained else "nominal",
     }

@@ -20,7 +20,12 @@ app.add_typer(weights_app, name="weights")
     "wm2 weights init --preset wm2 --static orography.nc --static lsm.grib --out wm2.safetensors",
 )
 def weights_init(
-    preset: Annotated[str, typer.Option(help="wm2, wm3, small, mini or tiny.")],
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="wm2, wm3, small, mini, tiny; stormer-1.40625-p2, stormer-1.40625-p4, stormer-mini, stormer-tiny."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
     static: Annotated[

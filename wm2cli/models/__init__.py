@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wm2cli.grid import Grid
 from wm2cli.models.latent import Latent
+from wm2cli.models.stormer import Stormer, StormerConfig
 from wm2cli.models.weathermesh2 import WeatherMesh2, WeatherMesh2Config
 from wm2cli.schema import Schema
 from wm2cli.state import Normalizer, State
@@ -60,5 +61,12 @@ class Model(Protocol):
         """Rough peak of activations in bytes for one instant, weights not counted."""
 
 
-MODELS: dict[str, tuple[type[Any], type[Any]]] = {"weathermesh2": (WeatherMesh2Config, WeatherMesh2)}
-"""Configuration and network of each model, by the name in a checkpoint's header."""
+MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+    "weathermesh2": (WeatherMesh2Config, WeatherMesh2),
+    "stormer": (StormerConfig, Stormer),
+}
+"""Configuration and network of each model, by the name in a checkpoint's header.
+
+A configuration is a frozen dataclass with `inputs`, `schema_out` and `steps` as the model has them, `check(grid)`,
+`nominal()` (statistics for weights that have seen no data) and `architecture()` (plain values for people).
+"""

@@ -8,6 +8,8 @@ from typing import Literal
 
 from wm2cli.errors import UsageError
 from wm2cli.grid import Grid
+from wm2cli.models import stormer
+from wm2cli.models.stormer import StormerConfig
 from wm2cli.models.weathermesh2 import EncoderConfig, ProcessorConfig, WeatherMesh2Config
 from wm2cli.schema import LEVELS_13, LEVELS_25, LEVELS_28, Schema
 
@@ -27,12 +29,14 @@ class Preset:
         description: One line for people.
         spacing, rows: Of `Grid.regular`.
         config: The architecture.
+        kind: Key of `wm2cli.models.MODELS`.
     """
 
     description: str
     spacing: float
     rows: Literal["poles", "cells", "north"]
-    config: WeatherMesh2Config
+    config: WeatherMesh2Config | StormerConfig
+    kind: str = "weathermesh2"
 
     @property
     def grid(self) -> Grid:
@@ -46,6 +50,10 @@ def _inputs(levels: tuple[float, ...], forcing: tuple[str, ...] = CLOCK) -> Sche
 
 def _outputs(levels: tuple[float, ...], forcing: tuple[str, ...] = CLOCK) -> Schema:
     return Schema(UPPER, levels, SURFACE + HOURLY + SIX_HOURLY, STATIC, forcing)
+
+
+def _stormer(patch: int, width: int, depth: int, heads: int) -> StormerConfig:
+    return StormerConfig(stormer.SCHEMA, stormer.CHANNELS, patch, width, depth, heads)
 
 
 _W3_FORCING = ("radiation", "hour", "sin_altitude", "cos_altitude")
@@ -117,6 +125,22 @@ PRESETS: dict[str, Preset] = {
             width=64, heads=2, patch=(4, 4, 4), window=(3, 5, 5), encoder_blocks=1, decoder_blocks=1,
             surface_widths=(32, 48),
         ),
+    ),
+    "stormer-1.40625-p2": Preset(
+        "Stormer as published, patches of 2 x 2: 1.40625 degrees, 13 levels, 8192 tokens of 1024",
+        1.40625, "cells", _stormer(patch=2, width=1024, depth=24, heads=16), "stormer",
+    ),
+    "stormer-1.40625-p4": Preset(
+        "Stormer as published, patches of 4 x 4: 1.40625 degrees, 13 levels, 2048 tokens of 1024",
+        1.40625, "cells", _stormer(patch=4, width=1024, depth=24, heads=16), "stormer",
+    ),
+    "stormer-mini": Preset(
+        "Stormer at 5.625 degrees, 13 levels, 512 tokens of 192: a laptop without GPU",
+        5.625, "cells", _stormer(patch=2, width=192, depth=7, heads=6), "stormer",
+    ),
+    "stormer-tiny": Preset(
+        "Stormer at 5.625 degrees, 13 levels, 128 tokens of 64: for tests",
+        5.625, "cells", _stormer(patch=4, width=64, depth=2, heads=2), "stormer",
     ),
 }  # fmt: skip
 

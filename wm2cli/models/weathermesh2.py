@@ -29,6 +29,7 @@ from wm2cli.forcings import forcing_fields
 from wm2cli.grid import Grid
 from wm2cli.models.latent import Latent
 from wm2cli.models.layers import Down, Norm, Residual, Rotary, Transformer, Up, sincos_code
+from wm2cli.models.statistics import Statistics
 from wm2cli.schema import Schema
 from wm2cli.state import Normalizer, State
 
@@ -104,6 +105,33 @@ class WeatherMesh2Config:
     branch_scale: float = 1.0
     codec_blocks: int = 2
 
+    @property
+    def inputs(self) -> dict[str, Schema]:
+        """Schema of each encoder by name, the first one first."""
+        return {encoder.name: encoder.schema for encoder in self.encoders}
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Step lengths in hours, longest first."""
+        return tuple(sorted((processor.hours for processor in self.processors), reverse=True))
+
+    def nominal(self) -> Normalizer:
+        """Statistics for weights that have seen no data."""
+        return Normalizer.nominal(*self.inputs.values(), self.schema_out)
+
+    def architecture(self) -> dict[str, Any]:
+        """What people want to know, as plain values."""
+        return {
+            "width": self.width,
+            "heads": self.heads,
+            "patch": list(self.patch),
+            "window": list(self.window),
+            "encoder_blocks": self.encoder_blocks,
+            "processor_blocks": {str(p.hours): p.blocks for p in self.processors},
+            "decoder_blocks": self.decoder_blocks,
+            "position": self.position,
+        }
+
     def check(self, grid: Grid) -> None:
         """Refuses what cannot be built on a grid.
 
@@ -162,11 +190,11 @@ class WeatherMesh2(nn.Module):
     ) -> None:
         super().__init__()
         config.check(grid)
-        self.inputs = {encoder.name: encoder.schema for encoder in config.encoders}
+        self.inputs = config.inputs
         normalizer.check(*self.inputs.values(), config.schema_out)
         self.config, self.grid, self.normalizer = config, grid, normalizer
         self.schema_out = config.schema_out
-        self.steps = tuple(sorted((processor.hours for processor in config.processors), reverse=True))
+        self.steps = config.steps
         depth = _slots(config.schema_out, config.patch[0]) + 1
         rows, columns = grid.shape[0] // config.patch[1], grid.shape[1] // config.patch[2]
         self.latent_shape = (depth, rows, columns, config.width)
@@ -410,46 +438,6 @@ class Decoder(nn.Module):
             with _exact(x, self.shortcut):
                 surface = self.shortcut(lowest) + self.branch_scale * surface
         return pressure.float(), surface
-
-
-class Statistics(nn.Module):
-    """A normalizer's columns for one schema, on the model's device; always float32."""
-
-    def __init__(self, normalizer: Normalizer, schema: Schema) -> None:
-        super().__init__()
-        with torch.device("cpu"):
-            columns = normalizer.columns(schema)
-        for name, column in columns.items():
-            self.register_buffer(name, column, persistent=False)
-
-    pressure_mean: Tensor
-    pressure_std: Tensor
-    pressure_low: Tensor
-    pressure_high: Tensor
-    surface_mean: Tensor
-    surface_std: Tensor
-    surface_low: Tensor
-    surface_high: Tensor
-    surface_floor: Tensor
-
-    def normalize(self, pressure: Tensor, surface: Tensor) -> tuple[Tensor, Tensor]:
-        """Physical -> normalised; variables with a floor go through ln(value + floor) first."""
-        logarithmic = self.surface_floor > 0
-        logged = (surface.clamp(min=0) + torch.where(logarithmic, self.surface_floor, 1.0)).log()
-        surface = torch.where(logarithmic, logged, surface)
-        return ((pressure - self.pressure_mean) / self.pressure_std,
-                (surface - self.surface_mean) / self.surface_std)  # fmt: skip
-
-    def denormalize(self, pressure: Tensor, surface: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised -> physical, within physical limits."""
-        pressure = pressure * self.pressure_std + self.pressure_mean
-        surface = surface * self.surface_std + self.surface_mean
-        logarithmic = self.surface_floor > 0
-        # ln(10 m) bounds the exponent: without it a wild network would turn into infinity before any check sees it.
-        unlogged = torch.where(logarithmic, surface, 0.0).clamp(max=math.log(10.0)).exp() - self.surface_floor
-        surface = torch.where(logarithmic, unlogged, surface)
-        return (torch.clamp(pressure, self.pressure_low, self.pressure_high),
-                torch.clamp(surface, self.surface_low, self.surface_high))  # fmt: skip
 
 
 def _exact(x: Tensor, shortcut: nn.Module | None) -> AbstractContextManager[Any]:

@@ -59,6 +59,8 @@ class Built:
 
     def settle(self) -> None:
         """Writes the trained blending weights into the configuration, where `encode` finds them."""
+        if len(self.model.inputs) == 1:
+            return
         config = self.model.config
         encoders = tuple(
             replace(encoder, weight=share)
@@ -145,7 +147,10 @@ def _prefix(part: str) -> str:
 def _anew(recipe: Recipe, store: Store) -> Built:
     chosen = preset(str(recipe.model))
     config = chosen.config
-    if recipe.static is not None:
+    if recipe.static and not isinstance(config, WeatherMesh2Config):
+        raise ConfigError(f"{recipe.model} reads no static fields, the recipe names {', '.join(recipe.static)}",
+                          hint="leave static out of the recipe")  # fmt: skip
+    if recipe.static is not None and isinstance(config, WeatherMesh2Config):
         config = replace(
             config, schema_out=replace(config.schema_out, static=recipe.static),
             encoders=tuple(replace(e, schema=replace(e.schema, static=recipe.static)) for e in config.encoders),
@@ -153,9 +158,7 @@ def _anew(recipe: Recipe, store: Store) -> Built:
     problems = []
     if store.grid != chosen.grid:
         problems.append(f"the store is on {store.grid.describe()}, the model on {chosen.grid.describe()}")
-    channels = {
-        c: None for schema in (*(e.schema for e in config.encoders), config.schema_out) for c in schema.channels
-    }
+    channels = {c: None for schema in (*config.inputs.values(), config.schema_out) for c in schema.channels}
     have = set(store.schema.channels)
     problems += [f"{name} is missing" for name in channels if name not in have]
     problems += [f"static field {name} is missing" for name in config.schema_out.static if name not in store.static]
@@ -172,9 +175,9 @@ def _anew(recipe: Recipe, store: Store) -> Built:
     static = {name: torch.from_numpy(store.static[name].copy()) for name in config.schema_out.static}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = MODELS["weathermesh2"][1](config, chosen.grid, normalizer, static)
+        model = MODELS[chosen.kind][1](config, chosen.grid, normalizer, static)
     origin = dict.fromkeys(static, store.title)
-    return Built(model, "weathermesh2", static, origin, {}, _blend(config))
+    return Built(model, chosen.kind, static, origin, {}, _blend(config))
 
 
 def _from_weights(recipe: Recipe) -> Built:
@@ -182,7 +185,9 @@ def _from_weights(recipe: Recipe) -> Built:
     model: Any = loaded.model
     notes: tuple[str, ...] = ()
     if recipe.encoders:
-        config: WeatherMesh2Config = model.config
+        config = model.config
+        if not isinstance(config, WeatherMesh2Config):
+            raise ConfigError(f"no encoders can be added to {loaded.header.name}, a {loaded.header.model}")
         known = {encoder.name: encoder for encoder in config.encoders}
         problems = [f"'{extra.name}' is there already" for extra in recipe.encoders if extra.name in known]
         problems += [f"'{extra.name}' is to begin as '{extra.like}', which is not there" for extra in recipe.encoders
@@ -216,5 +221,6 @@ def _with_levels(schema: Schema, levels: tuple[float, ...]) -> Schema:
 
 
 def _blend(config: Any) -> nn.Parameter:
-    shares = torch.tensor([float(encoder.weight) for encoder in config.encoders]).clamp(min=1e-6)
+    parts = [encoder.weight for encoder in config.encoders] if isinstance(config, WeatherMesh2Config) else [1.0]
+    shares = torch.tensor(parts, dtype=torch.float32).clamp(min=1e-6)
     return nn.Parameter((shares / shares.sum()).log())

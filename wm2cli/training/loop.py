@@ -25,6 +25,7 @@ from wm2cli import checkpoint
 from wm2cli.devices import autocast, resolve_device, resolve_precision
 from wm2cli.errors import CheckpointError, ConfigError, DataError, ResourceError, ValuesError
 from wm2cli.models.layers import Block
+from wm2cli.models.stormer_network import StormerBlock
 from wm2cli.store import open_store
 from wm2cli.training import saves
 from wm2cli.training.build import BLEND, Built, build, trainable
@@ -206,7 +207,7 @@ class _Run:
         keep(module, self.recipe.checkpoint)
         if self.recipe.compile:
             for part in module.modules():
-                if isinstance(part, Block):
+                if isinstance(part, (Block, StormerBlock)):
                     part.compile()
         self.writer = Log(self.out, self.at.done if resumed else None, options.tensorboard) if ranks.first else None
 

@@ -20,6 +20,7 @@ from wm2cli.errors import ConfigError, DataError
 from wm2cli.grid import Grid
 from wm2cli.models import Latent, Model
 from wm2cli.models.layers import Transformer
+from wm2cli.models.stormer_network import StormerNetwork
 from wm2cli.rollout import step_plan
 from wm2cli.schema import Schema
 from wm2cli.state import Normalizer, State
@@ -137,7 +138,7 @@ def difference(predicted: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], w
 def keep(model: nn.Module, policy: Keep) -> None:
     """Sets what the transformers of a model keep for the backward pass."""
     for module in model.modules():
-        if isinstance(module, Transformer):
+        if isinstance(module, (Transformer, StormerNetwork)):
             module.recompute = policy != "none"
 
 
