@@ -633,6 +633,8 @@ def test_inputs_that_are_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").write_text("nothing")
     assert refusal(tmp_path).problems == (f"the folder {tmp_path / 'in'} has no files with weather data (1 others)",)
+    (tmp_path / "in" / "2020-01.nc").symlink_to(tmp_path / "gone.nc")
+    assert refusal(tmp_path).problems == (str(tmp_path / "in" / "2020-01.nc"),)
     with pytest.raises(DataError, match="does not exist"):
         make(tmp_path / "nowhere", tmp_path / "store")
 

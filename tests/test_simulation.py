@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from wm2cli.errors import ResourceError, UsageError
+from wm2cli.reading.series import open_series
 from wm2cli.sources import Request, speedy
 from wm2cli.sources.simulation import Simulation
 
@@ -45,10 +45,11 @@ class FakeWorld:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.state))
+        with path.open("wb") as stream:  # a ZIP archive, as the real one's
+            np.savez(stream, state=self.state)
 
     def load(self, path: Path, time: np.datetime64) -> None:
-        self.time, self.state = time, json.loads(path.read_text())
+        self.time, self.state = time, float(np.load(path)["state"])
 
 
 @pytest.fixture
@@ -126,6 +127,13 @@ def test_a_later_month_alone_makes_those_on_the_way(tmp_path: Path, fake: type[F
     before = fake.days_run
     fetch(tmp_path, ["2010-04"])
     assert fake.days_run - before == 30  # goes on from the state at the end of March
+
+
+def test_what_was_fetched_is_read_as_a_folder(tmp_path: Path, fake: type[FakeWorld]) -> None:
+    """The states from which a world goes on lie in the same folder, and are no weather."""
+    fetch(tmp_path, ["2010-01"])
+    assert len(list(tmp_path.rglob("*.state"))) == 2
+    assert "t2m" in {series.variable for series in open_series([tmp_path]).series}
 
 
 def test_two_seeds_are_two_worlds(tmp_path: Path, fake: type[FakeWorld]) -> None:

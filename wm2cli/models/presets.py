@@ -111,7 +111,7 @@ PRESETS: dict[str, Preset] = {
             processors=(ProcessorConfig(6, 4), ProcessorConfig(1, 2)),
             schema_out=_outputs(LEVELS_13),
             width=288, heads=9, patch=(13, 2, 2), window=(2, 5, 5), encoder_blocks=1, decoder_blocks=1,
-            surface_widths=(64,), codec_blocks=1, shortcut=True, branch_scale=0.1,
+            surface_widths=(64,), codec_blocks=1, shortcut=True,
         ),
     ),
     "tiny": Preset(

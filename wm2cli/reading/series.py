@@ -197,9 +197,14 @@ def is_zarr(path: Path) -> bool:
 
 
 def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files of weather and Zarr stores below a folder, and the files that are neither; hidden names are left out."""
+    """Files of weather and Zarr stores below a folder, and the files that are neither; hidden names are left out.
+
+    Raises:
+        DataError: Links to nothing; all are listed.
+    """
     found: list[Path] = []
     skipped: list[Path] = []
+    lost: list[Path] = []
     for here, folders, names in os.walk(folder):
         zarrs = [name for name in sorted(folders) if is_zarr(Path(here, name))]
         folders[:] = sorted(name for name in folders if name not in zarrs and not name.startswith("."))
@@ -207,6 +212,9 @@ def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
         for name in sorted(names):
             path = Path(here, name)
             if name.startswith(".") or name.endswith(".part"):
+                continue
+            if not path.exists():
+                lost.append(path)
                 continue
             with open(path, "rb") as stream:
                 head = stream.read(512)
@@ -216,6 +224,9 @@ def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
             except DataError:
                 # Side by side with weather lie indices, checksums and notes; a damaged NetCDF is not among them.
                 (found if path.suffix in (".nc", ".grib", ".grb", ".grib2", ".zip") else skipped).append(path)
+    if lost:
+        raise DataError(f"in {folder} are links to files that are not there", problems=[str(path) for path in lost],
+                        hint="mend or remove the links")  # fmt: skip
     return found, skipped
 
 

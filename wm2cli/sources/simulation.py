@@ -97,7 +97,7 @@ class Simulation:
         """
         seed, begins = int(piece.request["seed"]), np.datetime64(piece.request["begins"], "D")
         wanted, hours = np.datetime64(piece.request["month"], "M"), int(piece.request["hours"])
-        states = folder / "states" / f"seed{seed}_{begins}"
+        states = folder / ".states" / f"seed{seed}_{begins}"
         month = self._go_to(seed, begins, states, wanted, on_progress)
         while month <= wanted:
             self._month(_piece(seed, begins, hours, month), folder, states, on_progress)
@@ -117,7 +117,7 @@ class Simulation:
                 return wanted
         else:
             on_progress("compiling the simulation", 0, 1)
-            self._world = World(seed, begins, states.parents[1] / "compiled")
+            self._world = World(seed, begins, states.parents[1] / ".compiled")
             self._made_for = (seed, begins)
         saved = sorted((np.datetime64(path.stem, "M") for path in states.glob("*.state")), reverse=True)
         for month in saved:
@@ -125,7 +125,7 @@ class Simulation:
                 self._world.load(states / f"{month}.state", month.astype("datetime64[h]"))
                 return month
         if self._world.time != begins.astype("datetime64[h]"):
-            self._world = World(seed, begins, states.parents[1] / "compiled")
+            self._world = World(seed, begins, states.parents[1] / ".compiled")
         first = (begins + SPIN_UP - np.timedelta64(1, "D")).astype("datetime64[M]") + 1
         days = int((first.astype("datetime64[D]") - begins).astype(int))
         started = clock.monotonic()

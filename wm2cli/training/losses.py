@@ -53,7 +53,7 @@ class Weights:
     latent: float
 
     def of_lead(self, lead: int) -> float:
-        """Weight of a lead time before normalisation over those of a step."""
+        """Weight of a lead time."""
         return self.lead_zero if lead == 0 else self.leads.get(lead, 1.0)
 
 
@@ -166,7 +166,6 @@ def rollout_loss(
     """
     leads = tuple(batch.targets)
     cut = 0 if tail is None else max(leads) - tail
-    total = sum(weights.of_lead(lead) for lead in leads)
     parts: dict[int, float] = {}
     squares: list[Tensor] = []
     losses: list[Tensor] = []
@@ -188,7 +187,7 @@ def rollout_loss(
         else:
             found = checkpoint(judge, latent.x, latent, target, use_reentrant=False)
         parts[lead] = float(found.detach())
-        losses.append(found * (weights.of_lead(lead) / total))
+        losses.append(found * weights.of_lead(lead))
         squares.append(latent.x.float().square().mean())
 
     def follow(latent: Latent, lead: int, tree: Mapping[int, Any]) -> None:
@@ -221,7 +220,8 @@ def rollout_loss(
             squares.append(start.x.float().square().mean())
         visit(start, 0)
         follow(start, 0, step_plan(model.steps, [lead for lead in leads if lead > 0]))
-    loss = torch.stack(losses).sum()
+    # Not divided by the sum of the weights: a step of long lead times would outweigh many of short ones.
+    loss = torch.stack(losses).mean()
     if weights.latent > 0:
         loss = loss + weights.latent * torch.stack(squares).mean()
     return loss, parts
