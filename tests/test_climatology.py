@@ -16,7 +16,7 @@ from wm2cli.cli import run
 from wm2cli.errors import DataError, UsageError
 from wm2cli.grid import Grid
 from wm2cli.preprocess import Options, preprocess
-from wm2cli.preprocessing.climatology import _Days, write_climatology
+from wm2cli.preprocessing.climatology import _Days, around, write_climatology
 from wm2cli.preprocessing.target import Contents, Target, write_times
 from wm2cli.schema import Schema
 from wm2cli.store import Store
@@ -108,14 +108,19 @@ def test_the_sum_that_moves_along_does_not_drift(store: Store) -> None:
             np.testing.assert_allclose(list(days.means(hour, window)), wanted[number], rtol=1e-12)
 
 
-def test_the_weights_are_those_of_weatherbench() -> None:
-    # spec of WeatherBench 2: the centre counts 1/30, a day beside it 0.0322222, 29 days away 0.0011111
-    half = 61 // 2
-    weights = np.array([half - abs(shift) for shift in range(-half, half + 1)]) / half**2
-    assert weights.sum() == pytest.approx(1.0)
-    assert weights[30] == pytest.approx(1 / 30)
-    assert weights[31] == pytest.approx(0.0322222, abs=1e-7)
-    assert weights[1] == pytest.approx(0.0011111, abs=1e-7)
+def test_the_weights_are_those_of_weatherbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field that is one on a single day shows them: 61, of which 59 count, 1/30 at the centre."""
+    alone = np.datetime64("2019-01-10T00")
+    monkeypatch.setattr("test_climatology.fields", lambda time: np.broadcast_to(
+        (time == alone).astype(np.float32)[:, None, None, None], (time.size, 3, *GRID.shape)
+    ).copy())  # fmt: skip
+    one = make_store(tmp_path / "one", "2019-01-01", "2020-01-01", (("2019-01-01", "2019-12-31"),), step=24)
+    shown = np.array([mean[0, 0, 0] for mean in _Days(one).means(0, 61)])
+    assert np.count_nonzero(np.abs(shown) > 1e-12) == 59
+    found = {shift: shown[around(10, shift) - 1] for shift in (0, 1, -1, 29, -29, 30, -30)}
+    wanted = {0: 1 / 30, 1: 0.0322222222222, 29: 0.0011111111111, 30: 0.0}
+    assert found == pytest.approx({shift: wanted[abs(shift)] for shift in found}, abs=1e-12)
+    assert shown.sum() == pytest.approx(1.0)
 
 
 def test_one_value_alone_spreads_with_those_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
