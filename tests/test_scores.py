@@ -312,7 +312,7 @@ def test_rolled_longitudes_and_many_channels_change_nothing() -> None:
 def test_regions_by_hand() -> None:
     grid = Grid.regular(2.5)
     regions = Regions.on(grid, [*NAMED, "alps=48/5/43/17", "10/170/-10/-170"])
-    areas = dict(zip(regions.names, regions.areas() / regions.areas()[0], strict=True))
+    areas = dict(zip(regions.names, regions.areas / regions.areas[0], strict=True))
     assert areas["extra-tropics"] == pytest.approx(areas["northern-hemisphere"] + areas["southern-hemisphere"])
     assert areas["tropics"] == pytest.approx(np.sin(np.deg2rad(21.25)))
     assert areas["arctic"] == areas["antarctic"] == pytest.approx((1 - np.sin(np.deg2rad(58.75))) / 2)
@@ -320,7 +320,7 @@ def test_regions_by_hand() -> None:
     band = (np.sin(np.deg2rad(61.25)) - np.sin(np.deg2rad(23.75))) / 2
     assert areas["north-pacific"] == pytest.approx(band * 35 / 144)
     ones = np.ones((3, *grid.shape))
-    assert regions.sums(ones) == pytest.approx(np.repeat(regions.areas()[None], 3, axis=0))
+    assert regions.sums(ones) == pytest.approx(np.repeat(regions.areas[None], 3, axis=0))
     field = np.arange(73.0 * 144).reshape(grid.shape)
     dateline = (np.abs(grid.lat) <= 10)[:, None] & ((grid.lon >= 170) & (grid.lon <= 190))[None]
     assert regions.sums(field)[-1] == pytest.approx((field * grid.area_weights()[:, None])[dateline].sum())

@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from wm2cli.analysis.preparation import prepare
 from wm2cli.analysis.snapshot import Snapshot
+from wm2cli.analysis.statics import read_static
 from wm2cli.errors import DataError
 from wm2cli.evaluation.datasets import Axis, Fields, Values, label_of, split_label, variable_of
 from wm2cli.fetch import Access, obtain
@@ -151,8 +152,12 @@ class InventorySeries:
         return read_inventory(self._inventory, time, labels, self.grid)
 
     def static(self) -> Mapping[str, Values]:
-        """Fields constant in time."""
-        return {}
+        """Orography and land-sea mask, as far as they are there."""
+        fields = tuple(item for item in self._inventory.fields if item.variable in ("orog", "lsm"))
+        if not fields:
+            return {}
+        made = read_static(replace(self._inventory, fields=fields, problems={}), self.grid)
+        return {str(name): values.values for name, values in made.data_vars.items()}
 
 
 class SourceSeries:
@@ -284,18 +289,30 @@ class Climatology:
         return {name: self._fields.read_static(name) for name in self._fields.static}
 
 
+Winds: TypeAlias = tuple[tuple[int, int], ...]
+"""Numbers of the channels that are the eastward and the northward part of S winds."""
+
+
 @dataclass
 class OnGrid:
-    """Fields of a series on the grid of the scores, with the latest kept in memory."""
+    """Fields of a series on the grid of the scores, with the latest kept in memory.
+
+    Args:
+        series: Where they are.
+        grid: Of the scores.
+        labels: C channels.
+        winds: S pairs of channels whose speed is wanted as well.
+    """
 
     series: Series
     grid: Grid
     labels: tuple[str, ...]
-    _kept: OrderedDict[np.datetime64, Values] = field(default_factory=OrderedDict, repr=False)
+    winds: Winds = ()
+    _kept: OrderedDict[np.datetime64, tuple[Values, Values]] = field(default_factory=OrderedDict, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
-    def read(self, time: np.datetime64) -> Values:
-        """(C, H, W) at a valid time.
+    def read(self, time: np.datetime64) -> tuple[Values, Values]:
+        """(C, H, W) at a valid time, and the (S, H, W) speeds of the winds.
 
         Raises:
             DataError: Values that are impossible in the variable's unit.
@@ -306,19 +323,39 @@ class OnGrid:
                 return self._kept[time]
         values = self.series.read(time, self.labels)
         check_plausible(values, self.labels, f"{self.series.label} at {time_text(time)}")
-        values = on_grid(values, self.series.grid, self.grid)
+        made = with_speeds(values, self.winds, self.series.grid, self.grid)
+        one = made[0].nbytes + made[1].nbytes
         with self._lock:
-            self._kept[time] = values
-            while len(self._kept) > 1 and len(self._kept) * values.nbytes > _CACHE_BYTES:
+            self._kept[time] = made
+            while len(self._kept) > 1 and len(self._kept) * one > _CACHE_BYTES:
                 self._kept.popitem(last=False)
-        return values
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         # What travels to another process begins with an empty memory and a lock of its own.
-        return {"series": self.series, "grid": self.grid, "labels": self.labels}
+        return {"series": self.series, "grid": self.grid, "labels": self.labels, "winds": self.winds}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def with_speeds(values: Values, winds: Winds, source: Grid, target: Grid) -> tuple[Values, Values]:
+    """Fields and the speeds of their winds on another grid.
+
+    Speeds are taken before regridding, as in the data that others publish scores of: the speed of a mean wind is less
+    than the mean speed.
+
+    Args:
+        values: (..., C, H, W).
+        winds: S pairs of channels.
+        source, target: Grid of the values, and of the result.
+
+    Returns:
+        (..., C, H2, W2) and (..., S, H2, W2).
+    """
+    eastward, northward = ([pair[part] for pair in winds] for part in (0, 1))
+    speeds = np.hypot(values[..., eastward, :, :], values[..., northward, :, :])
+    return on_grid(values, source, target), on_grid(speeds, source, target)
 
 
 def on_grid(values: Values, source: Grid, target: Grid) -> Values:
