@@ -435,6 +435,8 @@ def test_precipitation_is_scored_by_seeps(tmp_path: Path) -> None:
         total += (matrix[classes[0], classes[1]] * WEIGHTS)[1:].sum()
         weight += WEIGHTS[1:].sum()
     assert found.value("seeps", "tp_6h", 12) == pytest.approx(total / weight, rel=1e-6)
+    # The climate is the same all the year here, so its mean is that of the date.
+    assert found.value("seeps_mean_dry_fraction", "tp_6h", 12) == pytest.approx(total / weight, rel=1e-6)
     assert 0.6 < found.value("seeps", "tp_6h", 12) < 1.4  # drawn by chance, worth about 1
     assert found.value("seeps", "tp_6h", 12, system="persistence") > 0
     coarse = evaluate(options(tmp_path, "forecast.nc", grid="45"))

@@ -32,7 +32,7 @@ from wm2cli.evaluation.results import (
     wind_labels,
     wind_parts,
 )
-from wm2cli.evaluation.scoring import BLOCK_BYTES, Tally, Work, score
+from wm2cli.evaluation.scoring import BLOCK_BYTES, SEEPS, Tally, Work, score
 from wm2cli.evaluation.seeps import DRY_BELOW_M
 from wm2cli.evaluation.series import Climatology, OnGrid, Series, SourceSeries, on_grid, open_truth
 from wm2cli.evaluation.significance import block_bootstrap
@@ -116,10 +116,10 @@ def evaluate(options: Options, on_progress: Progress = lambda what, done, total:
         climatology=None if climatology is None else OnGrid(climatology, grid, labels), against=against, grid=grid,
         regions=regions, skip_missing=options.skip_missing, spectra=_spectral(labels),
         maps=_mapped(matches) if options.maps else ((), ()),
-        rain=_rainy(labels, climatology, matches) if climatology is not None and climatology.grid == grid else (),
+        rain=_rainy(labels, climatology) if climatology is not None and climatology.grid == grid else (),
         orography=_orography(truth, climatology, grid), winds=winds,
     )  # fmt: skip
-    if climatology is not None and climatology.grid != grid and _rainy(labels, climatology, matches):
+    if climatology is not None and climatology.grid != grid and _rainy(labels, climatology):
         left.append("no SEEPS: its classes are on another grid than the scores, and cannot be regridded")
     check(options.thresholds, _scope(work))
     tally = score(work, options.workers or _workers(work), on_progress, options.scheduler)
@@ -218,13 +218,10 @@ def _spectral(labels: Sequence[str]) -> tuple[int, ...]:
     return chosen or tuple(range(min(4, len(labels))))
 
 
-def _rainy(labels: Sequence[str], climatology: Climatology, matches: Matches) -> tuple[int, ...]:
+def _rainy(labels: Sequence[str], climatology: Climatology) -> tuple[int, ...]:
     """Channels that the climatology has the classes of SEEPS for."""
-    init, leads = next(iter(matches.pairs.items()))
-    valid = init + np.timedelta64(leads[0], "h")
-    return tuple(number for number, label in enumerate(labels)
-                 if split_label(label)[0].window_hours in DRY_BELOW_M
-                 and climatology.rain_classes(label, valid) is not None)  # fmt: skip
+    known = [label for label in labels if climatology.has_rain_classes(label)]
+    return tuple(labels.index(label) for label in known if split_label(label)[0].window_hours in DRY_BELOW_M)
 
 
 def _mapped(matches: Matches) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -261,7 +258,7 @@ def _orography(truth: Series, climatology: Climatology | None, grid: Grid) -> Va
 def _scope(work: Work) -> Scope:
     """The names of everything that will be in the result."""
     scores = Accumulator(work.regions, 1, 1, work.forecasts.members).scores()
-    names = [*scores, *(["seeps"] if work.rain else []),
+    names = [*scores, *(SEEPS if work.rain else ()),
              *(f"skill_{name}" for name in BASELINES if name in work.systems)]  # fmt: skip
     return Scope(tuple(names), all_labels(work.matches.labels), work.matches.leads, work.regions.names)
 
@@ -275,7 +272,8 @@ def _result(work: Work, tally: Tally, metadata: dict[str, Any], *, warnings: tup
         tables = made.scores()
         if name in tally.seeps:
             with np.errstate(invalid="ignore"):
-                tables["seeps"] = tally.seeps[name][..., 0] / tally.seeps[name][..., 1]
+                found = tally.seeps[name][..., 0] / tally.seeps[name][..., 1]
+            tables |= {score: found[number] for number, score in enumerate(SEEPS)}
         scores[name] = _with_winds(tables, tally.speeds[name].scores() if name in tally.speeds else {}, labels, winds)
     inits = np.array(tally.inits)
     errors = {name: np.stack(tables) for name, tables in tally.mse.items()}

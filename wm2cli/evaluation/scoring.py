@@ -33,6 +33,10 @@ Array = NDArray[np.float64]
 BLOCK_BYTES = 128 * 2**20
 """Of a forecast read at once by a worker."""
 
+SEEPS = ("seeps", "seeps_mean_dry_fraction")
+"""With the climate's fraction of dry cases at the place and the date, and with its mean over the year, as WeatherBench
+scores."""
+
 
 @dataclass(frozen=True, eq=False)
 class Work:
@@ -90,7 +94,7 @@ class Tally:
         mse: System -> N arrays (T, C): mean square error over the first region, NaN where there is no pair.
         spectra: `forecast` and `truth` -> (T, S, K) sums of spectra; `count` is theirs.
         maps: (2, M, P, H, W) sums of the difference and of its square at M leads for P channels.
-        seeps: System -> (T, C, R, 2) sums of SEEPS and of the weights of the places where it is defined.
+        seeps: System -> (2, T, C, R, 2) sums of both of `SEEPS` and of the weights of the places where it is defined.
         checks: Name -> N arrays (T,) of `physics.check_state`; `truth_` before the name for the truth.
     """
 
@@ -118,7 +122,8 @@ class Tally:
         made = cls(accumulators(channels, work.systems), accumulators(len(work.winds), moving))
         made.mse = {name: [] for name in work.systems}
         if work.rain:
-            made.seeps = {name: np.zeros((leads, channels, len(work.regions.names), 2)) for name in work.systems}
+            shape = (len(SEEPS), leads, channels, len(work.regions.names), 2)
+            made.seeps = {name: np.zeros(shape) for name in work.systems}
         waves = work.grid.lon.size // 2 + 1
         made.spectra = {name: np.zeros((leads, len(work.spectra), waves)) for name in ("forecast", "truth")}
         made.spectra_count = np.zeros(leads, np.int64)
@@ -244,8 +249,10 @@ def score_init(work: Work, init: Init) -> Tally:
                     errors[name][place] = accumulator.add(place, values, truth, normal)[:, 0]
                     if name in tally.speeds:
                         tally.speeds[name].add(place, speed, truth_speeds)
-                    for channel in work.rain:
-                        _add_seeps(work, tally.seeps[name][place, channel], channel, values, truth, valid)
+                if work.rain:
+                    singles = {name: values.mean(axis=0) if work.systems[name] else values
+                               for name, (values, _) in fields.items()}  # fmt: skip
+                    _add_seeps(work, tally, place, singles, truth, valid)
             except DataError as error:
                 where = f"{time_text(init)} + {lead} h: {error.message}"
                 raise DataError(where, problems=error.problems, hint=error.hint) from error
@@ -279,19 +286,20 @@ def _add_rest(work: Work, tally: Tally, lead: int, forecast: Values, truth: Valu
             table[place] = value
 
 
-def _add_seeps(work: Work, sums: Array, channel: int, forecast: Values, truth: Values, valid: Init) -> None:
-    """SEEPS of one pair: adds to (R, 2) sums."""
-    label = work.matches.labels[channel]
-    series: Any = None if work.climatology is None else work.climatology.series
-    classes = None if series is None else series.rain_classes(label, valid)
-    if classes is None:
-        return
-    amount = forecast.mean(axis=0)[channel] if forecast.ndim == 4 else forecast[channel]
-    dry, heavy = (np.asarray(part, np.float64) for part in classes)
-    found = seeps(amount, truth[channel], dry, heavy, DRY_BELOW_M[split_label(label)[0].window_hours])
-    valid_cells = np.isfinite(found)
-    sums[:, 0] += work.regions.sums(np.where(valid_cells, found, 0.0))
-    sums[:, 1] += work.regions.sums(valid_cells.astype(np.float64))
+def _add_seeps(work: Work, tally: Tally, place: int, fields: Mapping[str, Values], truth: Values, valid: Init) -> None:
+    """SEEPS of one pair of all systems."""
+    climatology: Any = None if work.climatology is None else work.climatology.series
+    for channel in work.rain:
+        label = work.matches.labels[channel]
+        dry, heavy = (np.asarray(part, np.float64) for part in climatology.rain_classes(label, valid))
+        limit = DRY_BELOW_M[split_label(label)[0].window_hours]
+        for number, fraction in enumerate((dry, climatology.mean_dry_fraction(label))):
+            for name, values in fields.items():
+                found = seeps(values[channel], truth[channel], fraction, heavy, limit)
+                valid_cells = np.isfinite(found)
+                sums = tally.seeps[name][number, place, channel]
+                sums[:, 0] += work.regions.sums(np.where(valid_cells, found, 0.0))
+                sums[:, 1] += work.regions.sums(valid_cells.astype(np.float64))
 
 
 def _read(work: Work, forecasts: Forecasts, init: Init, leads: Sequence[int]) -> tuple[Values, Values]:

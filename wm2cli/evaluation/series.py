@@ -16,6 +16,7 @@ from wm2cli.analysis.snapshot import Snapshot
 from wm2cli.analysis.statics import read_static
 from wm2cli.errors import DataError
 from wm2cli.evaluation.datasets import Axis, Fields, Values, label_of, split_label, variable_of
+from wm2cli.evaluation.seeps import DRY_FRACTION, HEAVY_FROM
 from wm2cli.fetch import Access, obtain
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import Inventory, plain_name, time_text
@@ -255,6 +256,11 @@ class Climatology:
         self.channels, self.notes = tuple(fields.channels), fields.notes
         self._hours = {int(hour): number for number, hour in enumerate(fields.axis("hour"))}
         self._days = {int(day): number for number, day in enumerate(fields.axis("dayofyear"))}
+        names = set(map(str, fields.dataset.data_vars))
+        plain = [name.removesuffix(DRY_FRACTION) for name in names if name.endswith(DRY_FRACTION)]
+        self._rain = {known.name: (name + DRY_FRACTION, name + HEAVY_FROM) for name in sorted(plain)
+                      if (known := variable_of(name)) is not None and name + HEAVY_FROM in names}  # fmt: skip
+        self._mean_dry: dict[str, Values] = {}
 
     def has(self, time: np.datetime64) -> bool:
         """Whether there are fields for the hour and the day of a time."""
@@ -266,23 +272,26 @@ class Climatology:
         hour, day = _hour_and_day(time)
         return self._fields.read(labels, {"hour": self._hours[hour], "dayofyear": self._days[day]})
 
-    def rain_classes(self, label: str, time: np.datetime64) -> tuple[Values, Values] | None:
+    def has_rain_classes(self, label: str) -> bool:
+        """Whether it holds what SEEPS asks of the climate for a channel."""
+        return label in self._rain
+
+    def rain_classes(self, label: str, time: np.datetime64) -> tuple[Values, Values]:
         """What SEEPS asks of the climate: the fraction of dry cases, and the sum in m from which on rain is heavy.
 
         Returns:
-            (H, W) each, or None where the climatology does not hold them for this channel.
+            (H, W) each.
         """
-        mine: dict[str, str] = {}
-        for name in map(str, self._fields.dataset.data_vars):
-            plain, found, kind = name.rpartition("_seeps_")
-            known = variable_of(plain) if found else None
-            if known is not None and known.name == label:
-                mine[kind] = name
-        if not {"dry_fraction", "threshold"} <= set(mine):
-            return None
         hour, day = _hour_and_day(time)
         place: dict[Axis, int] = {"hour": self._hours[hour], "dayofyear": self._days[day]}
-        return self._fields.read_named(mine["dry_fraction"], place), self._fields.read_named(mine["threshold"], place)
+        dry, heavy = (self._fields.read_named(name, place) for name in self._rain[label])
+        return dry, heavy
+
+    def mean_dry_fraction(self, label: str) -> Values:
+        """(H, W) fraction of dry cases, the mean of all hours and days it holds."""
+        if label not in self._mean_dry:
+            self._mean_dry[label] = self._fields.mean_named(self._rain[label][0])
+        return self._mean_dry[label]
 
     def static(self) -> Mapping[str, Values]:
         """Fields constant in time."""
