@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from wm2cli.cli import run
 from wm2cli.errors import DataError, UsageError
+from wm2cli.evaluation.series import Climatology
 from wm2cli.grid import Grid
 from wm2cli.preprocess import Options, preprocess
-from wm2cli.preprocessing.climatology import _Days, write_climatology
+from wm2cli.preprocessing.climatology import _Days, around, write_climatology
+from wm2cli.preprocessing.rain import weighted_quantile
 from wm2cli.preprocessing.target import Contents, Target, write_times
 from wm2cli.schema import Schema
 from wm2cli.store import Store
@@ -108,14 +111,19 @@ def test_the_sum_that_moves_along_does_not_drift(store: Store) -> None:
             np.testing.assert_allclose(list(days.means(hour, window)), wanted[number], rtol=1e-12)
 
 
-def test_the_weights_are_those_of_weatherbench() -> None:
-    # spec of WeatherBench 2: the centre counts 1/30, a day beside it 0.0322222, 29 days away 0.0011111
-    half = 61 // 2
-    weights = np.array([half - abs(shift) for shift in range(-half, half + 1)]) / half**2
-    assert weights.sum() == pytest.approx(1.0)
-    assert weights[30] == pytest.approx(1 / 30)
-    assert weights[31] == pytest.approx(0.0322222, abs=1e-7)
-    assert weights[1] == pytest.approx(0.0011111, abs=1e-7)
+def test_the_weights_are_those_of_weatherbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field that is one on a single day shows them: 61, of which 59 count, 1/30 at the centre."""
+    alone = np.datetime64("2019-01-10T00")
+    monkeypatch.setattr("test_climatology.fields", lambda time: np.broadcast_to(
+        (time == alone).astype(np.float32)[:, None, None, None], (time.size, 3, *GRID.shape)
+    ).copy())  # fmt: skip
+    one = make_store(tmp_path / "one", "2019-01-01", "2020-01-01", (("2019-01-01", "2019-12-31"),), step=24)
+    shown = np.array([mean[0, 0, 0] for mean in _Days(one).means(0, 61)])
+    assert np.count_nonzero(np.abs(shown) > 1e-12) == 59
+    found = {shift: shown[around(10, shift) - 1] for shift in (0, 1, -1, 29, -29, 30, -30)}
+    wanted = {0: 1 / 30, 1: 0.0322222222222, 29: 0.0011111111111, 30: 0.0}
+    assert found == pytest.approx({shift: wanted[abs(shift)] for shift in found}, abs=1e-12)
+    assert shown.sum() == pytest.approx(1.0)
 
 
 def test_one_value_alone_spreads_with_those_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +141,87 @@ def test_one_value_alone_spreads_with_those_weights(tmp_path: Path, monkeypatch:
     assert set(shown) == {*range(1, 40), *range(347, 367)}, "round the end of the year"
     assert values[0, 9] == pytest.approx(1 / 30 / 2, rel=2.0**-15)
     assert values[0, 9 + 15] == pytest.approx(1 / 30 / 2 / 2, rel=2.0**-15)
+
+
+def rainy_store(path: Path, grid: Grid = GRID) -> Store:
+    """A leap year and an ordinary one of rain at noon; nearly always dry at the first place, always at the second."""
+    time = np.arange(np.datetime64("2019-01-01T12", "s"), np.datetime64("2021-01-01", "s"), np.timedelta64(24, "h"))
+    generator = np.random.default_rng(8)
+    rain = np.where(generator.random((time.size, 1, *grid.shape)) < 0.4, 0, generator.exponential(3e-3, size=(
+        time.size, 1, *grid.shape))).astype(np.float32)  # fmt: skip
+    rain[:, 0, 0, 0] *= generator.random(time.size) < 0.02
+    rain[:, 0, 0, 1] = 0
+    rain[::5, 0, 1, 1] = np.float32(0.1e-3)  # on the limit: dry
+    schema = Schema((), (), ("tp_6h",))
+    splits = {"train": ((time[0], time[-1]),)}
+    contents = Contents(schema, grid, time, 24, splits, "float32", {}, {"kind": "simulated", "title": "rain"}, {})
+    with Target(path, contents) as target:
+        normalizer = {"mean": {"tp_6h": 0.0}, "std": {"tp_6h": 1.0}, "difference_std": {}, "log_floor": {}}
+        target.set_normalizer(normalizer)
+        target.record(np.arange(time.size), write_times(target.part, np.arange(time.size), rain, target.coding))
+        return target.finish()
+
+
+def rain_plainly(store: Store, window_days: int) -> xr.Dataset:
+    """The classes of SEEPS with xarray: years by days of the year, padded, a rolling window, weights."""
+    axes = {"time": store.time.astype("datetime64[ns]")}
+    every = xr.DataArray(store.read(np.arange(store.time.size))[:, 0].astype(float), axes, ("time", "row", "column"))
+    years = [every[every.time.dt.year == year] for year in (2019, 2020)]
+    by_day = [one.assign_coords(time=one.time.dt.dayofyear).rename(time="dayofyear") for one in years]
+    stacked = xr.concat(by_day, "year", join="outer")
+    stacked = stacked.fillna(stacked.sel(dayofyear=365))
+    half = window_days // 2
+    rolled = stacked.pad(dayofyear=half, mode="wrap").rolling(dayofyear=window_days, center=True).construct("window")
+    rolled = rolled.isel(dayofyear=slice(half, -half))
+    weights = xr.DataArray(1 - np.abs(np.arange(-half, half + 1)) / half, dims="window")
+    limit = np.float32(0.1e-3)
+    heavy = rolled.where(rolled > limit).weighted(weights).quantile(2 / 3, dim=("window", "year"))
+    return xr.Dataset({"dry": (rolled <= limit).mean(("window", "year")), "heavy": heavy}).transpose("dayofyear", ...)
+
+
+@pytest.mark.parametrize(
+    ("window", "suffix", "memory"), [(61, ".nc", 2**20), pytest.param(15, ".zarr", 1, marks=pytest.mark.slow)]
+)
+def test_classes_of_rain_are_those_of_weatherbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int,
+                                                   suffix: str, memory: int) -> None:  # fmt: skip
+    store = rainy_store(tmp_path / "store")
+    # With no memory they are made a row at a time, as on large grids.
+    monkeypatch.setattr("wm2cli.preprocessing.climatology._RAIN_BYTES", memory)
+    path = tmp_path / f"clim{suffix}"
+    write_climatology(store, path, window)
+    wanted = rain_plainly(store, window)
+    opened = xr.open_dataset(path) if suffix == ".nc" else xr.open_zarr(path, consolidated=False)
+    with opened as found:
+        assert found["tp_6h_seeps_threshold"].dims == ("hour", "dayofyear", "latitude", "longitude")
+        assert found["tp_6h_seeps_threshold"].attrs["units"] == "m"
+        np.testing.assert_array_equal(found["hour"], [12])
+        np.testing.assert_allclose(found["tp_6h_seeps_dry_fraction"][0], wanted["dry"], rtol=1e-6)
+        np.testing.assert_allclose(found["tp_6h_seeps_threshold"][0], wanted["heavy"], rtol=1e-6)
+        assert np.isnan(found["tp_6h_seeps_threshold"][0, :, 0, 1]).all()
+        assert (found["tp_6h_seeps_dry_fraction"][0, :, 0, 1] == 1).all()
+    climatology = Climatology(path)
+    assert climatology.channels == ("tp_6h",)
+    assert climatology.has_rain_classes("tp_6h")
+    dry, heavy = climatology.rain_classes("tp_6h", np.datetime64("2023-03-01T12", "s"))
+    np.testing.assert_allclose(dry, wanted["dry"].sel(dayofyear=60), rtol=1e-6)
+    np.testing.assert_allclose(heavy, wanted["heavy"].sel(dayofyear=60), rtol=1e-6)
+    np.testing.assert_allclose(climatology.mean_dry_fraction("tp_6h"), wanted["dry"].mean("dayofyear"), rtol=1e-6)
+
+
+def test_weighted_quantiles() -> None:
+    values = np.random.default_rng(4).gamma(1.0, 2.0, (5, 40)).astype(np.float32)
+    plain = values.astype(np.float64)
+
+    def found(weights: Sequence[int], share: float = 2 / 3) -> NDArray[np.float64]:
+        return weighted_quantile(values, np.broadcast_to(np.array(weights, np.int32), (5, 40)), share)
+
+    np.testing.assert_allclose(found([1] * 40), np.quantile(plain, 2 / 3, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found([3] * 12 + [0] * 28), np.quantile(plain[:, :12], 2 / 3, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found([0] * 7 + [182] + [0] * 32, 0.9), plain[:, 7], rtol=1e-12)
+    assert np.isnan(found([0] * 40)).all()
+    rising = np.arange(1, 41)
+    theirs = xr.DataArray(plain, dims=("place", "sample")).weighted(xr.DataArray(rising, dims="sample"))
+    np.testing.assert_allclose(found(rising.tolist(), 0.3), theirs.quantile(0.3, dim="sample"), rtol=1e-12)
 
 
 def test_days_without_data_are_refused(tmp_path: Path) -> None:

@@ -28,10 +28,12 @@ from verification import (
     write_truth,
 )
 
+from wm2cli import checkpoint
 from wm2cli.cli import run
 from wm2cli.errors import DataError, UsageError
 from wm2cli.evaluation import published
 from wm2cli.evaluation.evaluate import Options, evaluate
+from wm2cli.evaluation.land import read_land
 from wm2cli.evaluation.provenance import bundled_truth
 from wm2cli.evaluation.results import Evaluation
 from wm2cli.evaluation.thresholds import Threshold
@@ -118,6 +120,138 @@ def test_wind_vectors(folder: Path) -> None:
         assert found.value("rmse", wind, 24) == pytest.approx(np.sqrt(both))
     assert "acc" in found.scores["forecast"]
     assert np.isnan(found.table("acc")).all()
+
+
+def test_wind_speeds(folder: Path, tmp_path: Path) -> None:
+    found = evaluate(options(folder, "forecast.nc"))
+
+    def speed(field: Any, level: float | None, *when: Any) -> Any:
+        names = ("u", "v") if level else ("u10", "v10")
+        return np.hypot(*(field(name, level, *when) for name in names))
+
+    for label, level in (("speed850", 850.0), ("speed10m", None)):
+        error = speed(forecast_at, level, START, 24) - speed(truth_at, level, START + 24 * HOUR)
+        assert found.value("rmse", label, 24) == pytest.approx(np.sqrt(np.average(error**2, weights=WEIGHTS)), rel=1e-4)
+        assert found.value("bias", label, 24) == pytest.approx(np.average(error, weights=WEIGHTS), rel=1e-3)
+        held = speed(truth_at, level, START) - speed(truth_at, level, START + 24 * HOUR)
+        persistence = np.sqrt(np.average(held**2, weights=WEIGHTS))
+        assert found.value("rmse", label, 24, system="persistence") == pytest.approx(persistence, rel=1e-4)
+        # The speed of a climatological wind is not the climate of its speed: there is none to compare with.
+        assert np.isnan(found.value("rmse", label, 24, system="climatology"))
+        assert np.isnan(found.value("acc", label, 24))
+    # A difference of speeds is never more than that of the vectors.
+    for label in (label for label in found.labels if label.startswith("speed")):
+        vector = found.table("rmse")[:, found.labels.index(label.replace("speed", "wind"))]
+        assert (found.table("rmse")[:, found.labels.index(label)] <= vector).all()
+    rows = [row for row in found.rows() if row["channel"] == "speed850" and row["score"] == "rmse"]
+    assert {(row["variable"], row["level_hpa"], row["units"]) for row in rows} == {("wind_speed", 850.0, "m s-1")}
+
+
+def test_speeds_are_taken_before_regridding(folder: Path, tmp_path: Path) -> None:
+    fine = Grid.regular(11.25, "cells")
+    write_truth(tmp_path / "fine.nc", grid=fine)
+    found = evaluate(options(folder, "forecast.nc", truth=(str(tmp_path / "fine.nc"),), climatology=None,
+                             grid="forecast", variables=("u10", "v10")))  # fmt: skip
+    truth = fine.regrid_to(GRID, np.hypot(*(truth_at(name, None, START + 24 * HOUR, fine) for name in ("u10", "v10"))))
+    error = np.hypot(*(forecast_at(name, None, START, 24) for name in ("u10", "v10"))) - truth
+    rmse = np.sqrt(np.average(error**2, weights=WEIGHTS))
+    assert found.value("rmse", "speed10m", 24) == pytest.approx(rmse, rel=1e-4)
+
+
+def test_an_ensemble_has_the_mean_of_its_speeds(folder: Path, tmp_path: Path) -> None:
+    save(weatherbench([START], (12,), members=3, names=("u10", "v10")), tmp_path / "ensemble.zarr")
+    found = evaluate(options(folder, str(tmp_path / "ensemble.zarr"), climatology=None))
+    one = xr.open_zarr(tmp_path / "ensemble.zarr", consolidated=False, decode_timedelta=True).isel(time=0)
+    winds = [one[f"10m_{part}_component_of_wind"].isel(prediction_timedelta=0) for part in "uv"]
+    speeds = np.hypot(*(wind.transpose("number", "latitude", "longitude").values[:, ::-1] for wind in winds))
+    truth = np.hypot(*(truth_at(name, None, START + 12 * HOUR) for name in ("u10", "v10")))
+    error = speeds.astype(float).mean(axis=0) - truth
+    rmse = np.sqrt(np.average(error**2, weights=WEIGHTS))
+    assert found.value("rmse", "speed10m", 12) == pytest.approx(rmse, rel=1e-4)
+    apart = np.abs(speeds[:, None] - speeds[None]).astype(float).sum(axis=(0, 1)) / (2 * 3 * 2)
+    crps = np.average(np.abs(speeds - truth).mean(axis=0) - apart, weights=WEIGHTS)
+    assert found.value("crps", "speed10m", 12) == pytest.approx(crps, rel=1e-4)
+
+
+LAND = (np.random.default_rng(5).random(GRID.shape) * 1.5 - 0.25).clip(0, 1).astype(np.float32)
+"""Shares of land, some of them none and some all."""
+
+
+def _with_land(made: xr.Dataset) -> xr.Dataset:
+    return made.assign(lsm=(("latitude", "longitude"), LAND, {"units": "1", "standard_name": "land_area_fraction"}))
+
+
+def test_land_counts_by_its_share(folder: Path, tmp_path: Path) -> None:
+    write_truth(tmp_path / "truth.nc", change=_with_land)
+    regions = ("global", "global_land", "tropics_land", "europe_land", "box=60/10/-60/200_land", "tropics")
+    found = evaluate(options(folder, "forecast.nc", truth=(str(tmp_path / "truth.nc"),), regions=regions))
+    assert found.regions == (*regions[:4], "box_land", "tropics")
+    assert found.metadata["land_mask"] == "truth.nc"
+    error = forecast_at("t2m", None, START, 24) - truth_at("t2m", None, START + 24 * HOUR)
+    tropics = (np.abs(GRID.lat) <= 20)[:, None] & np.ones(16, bool)
+    europe = ((GRID.lat >= 35) & (GRID.lat <= 75))[:, None] & ((GRID.lon >= 347.5) | (GRID.lon <= 42.5))[None]
+    box = (np.abs(GRID.lat) <= 60)[:, None] & ((GRID.lon >= 10) & (GRID.lon <= 200))[None]
+    everywhere = np.ones(GRID.shape, bool)
+    for name, inside in (("global", everywhere), ("tropics", tropics), ("europe", europe), ("box", box)):
+        weights = WEIGHTS * LAND * inside
+        rmse = np.sqrt(np.average(error**2, weights=weights))
+        assert found.value("rmse", "t2m", 24, f"{name}_land") == pytest.approx(rmse, rel=2e-4)
+        mae = np.average(np.abs(error), weights=weights)
+        assert found.value("mae", "t2m", 24, f"{name}_land") == pytest.approx(mae, rel=2e-4)
+        identity = (found.value("activity", "t2m", 24, f"{name}_land") ** 2
+                    + found.value("activity_truth", "t2m", 24, f"{name}_land") ** 2
+                    - 2 * found.value("acc", "t2m", 24, f"{name}_land")
+                    * found.value("activity", "t2m", 24, f"{name}_land")
+                    * found.value("activity_truth", "t2m", 24, f"{name}_land"))  # fmt: skip
+        assert identity == pytest.approx(rmse**2, rel=4e-4)
+    plain = evaluate(options(folder, "forecast.nc", regions=("global", "tropics")))
+    for name in ("global", "tropics"):
+        assert found.value("rmse", "t2m", 24, name) == plain.value("rmse", "t2m", 24, name)
+    all_land = evaluate(options(folder, "forecast.nc", regions=("tropics", "tropics_land"), truth=(
+        str(write_truth(tmp_path / "dry.nc", change=lambda made: _with_land(made).assign(
+            lsm=xr.ones_like(made.t2m[0], dtype=np.float32).assign_attrs(units="1")))),)))  # fmt: skip
+    np.testing.assert_allclose(all_land.table("rmse")[..., 1], all_land.table("rmse")[..., 0], rtol=1e-13)
+
+
+def test_land_comes_from_where_it_is(folder: Path, tmp_path: Path, weights: Path) -> None:
+    import stores
+
+    fine = Grid.regular(11.25, "cells")
+    shares = np.random.default_rng(6).random(fine.shape).astype(np.float32)
+    axes = {"latitude": ("latitude", fine.lat, {"units": "degrees_north"}),
+            "longitude": ("longitude", fine.lon, {"units": "degrees_east"})}  # fmt: skip
+    mask = xr.Dataset({"lsm": (("latitude", "longitude"), shares, {"units": "(0 - 1)"})}, axes)
+    mask["lsm"].attrs |= {"units": "1", "standard_name": "land_area_fraction"}
+    save(mask, tmp_path / "static.nc")
+    np.testing.assert_allclose(read_land(tmp_path / "static.nc", GRID), fine.regrid_to(GRID, shares), rtol=1e-6)
+    store = stores.make_store(tmp_path / "store", days=4)
+    np.testing.assert_array_equal(read_land(tmp_path / "store", GRID), store.static["lsm"])
+    loaded = checkpoint.load(weights)
+    own = Grid(np.asarray(loaded.model.grid.lat), np.asarray(loaded.model.grid.lon))
+    np.testing.assert_allclose(read_land(weights, own), loaded.static["lsm"].numpy().clip(0, 1), atol=1e-7)
+    found = evaluate(options(folder, "forecast.nc", regions=("global_land",), land_mask=tmp_path / "static.nc"))
+    assert found.metadata["land_mask"] == "static.nc"
+
+
+def test_without_a_mask_land_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", str(folder / "forecast.nc"), "--truth", str(folder / "truth.nc")]
+    assert run([*words, "--region", "europe_land", "--region", "tropics_land"]) == 3
+    told = capsys.readouterr().err
+    assert "no land-sea mask for europe_land, tropics_land" in told
+    assert "--land-mask FILE" in told
+    assert run([*words, "--region", "europ_land"]) == 2
+    assert "did you mean europe" in capsys.readouterr().err
+    assert run([*words, "--region", "europe", "--land-mask", str(folder / "truth.nc")]) == 2
+    assert "no region is over land" in capsys.readouterr().err
+    assert run([*words, "--region", "europe_land", "--land-mask", str(folder / "climatology.nc")]) == 3
+    assert "no static fields" in capsys.readouterr().err
+    (tmp_path / "cut.safetensors").write_bytes(b"12345")
+    assert run([*words, "--region", "europe_land", "--land-mask", str(tmp_path / "cut.safetensors")]) == 6
+    capsys.readouterr()
+    write_truth(tmp_path / "wet.nc", change=lambda made: _with_land(made).assign(lsm=_with_land(made).lsm * 0))
+    with pytest.raises(UsageError, match="not possible") as caught:
+        evaluate(options(folder, "forecast.nc", truth=(str(tmp_path / "wet.nc"),), regions=("tropics_land",)))
+    assert caught.value.problems == ("there is no land in the region tropics_land",)
 
 
 def test_the_same_whatever_the_workers_and_the_files(folder: Path, tmp_path: Path) -> None:
@@ -301,6 +435,8 @@ def test_precipitation_is_scored_by_seeps(tmp_path: Path) -> None:
         total += (matrix[classes[0], classes[1]] * WEIGHTS)[1:].sum()
         weight += WEIGHTS[1:].sum()
     assert found.value("seeps", "tp_6h", 12) == pytest.approx(total / weight, rel=1e-6)
+    # The climate is the same all the year here, so its mean is that of the date.
+    assert found.value("seeps_mean_dry_fraction", "tp_6h", 12) == pytest.approx(total / weight, rel=1e-6)
     assert 0.6 < found.value("seeps", "tp_6h", 12) < 1.4  # drawn by chance, worth about 1
     assert found.value("seeps", "tp_6h", 12, system="persistence") > 0
     coarse = evaluate(options(tmp_path, "forecast.nc", grid="45"))
@@ -374,7 +510,7 @@ WRONG = [
     (["forecast.nc", "--truth", "truth.nc", "--levels", "300"], 3, "no level 300 hPa"),
     (["forecast.nc", "--truth", "truth.nc", "--grid", "fine"], 2, "'fine' is no grid"),
     (["forecast.nc", "--truth", "truth.nc", "--fail-if", "rmse z500 60"], 2, "is no threshold"),
-    (["forecast.nc", "--truth", "truth.nc", "--fail-if", "rmse:z501>6"], 2, "no channel z501"),
+    (["forecast.nc", "--truth", "truth.nc", "--fail-if", "rmse:z501>6"], 2, "no channel z501 is evaluated"),
     (["forecast.nc", "--truth", "truth.nc", "--fail-if", "skill_climatology:z500>6"], 2, "no score skill_climatology"),
     (["forecast.nc", "--truth", "truth.nc", "--out", "scores.txt"], 2, "must end in .csv or .json"),
     (["forecast.nc", "--truth", "truth.nc", "--out", "no/such/scores.csv"], 2, "its folder does not exist"),
@@ -435,6 +571,28 @@ def test_thresholds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # What is undefined must not pass: there is no climatology, so no anomaly correlation.
     assert run([*words, "--fail-if", "acc:z500@24h<0.6"]) == 10
     assert "is undefined" in capsys.readouterr().err
+
+
+def test_wrong_thresholds_are_refused_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    def never(*anything: Any) -> None:
+        raise RuntimeError("this would take hours")
+
+    monkeypatch.setattr("wm2cli.evaluation.evaluate.score", never)
+    words = ["evaluate", str(folder / "forecast.nc"), "--truth", str(folder / "truth.nc")]
+    wrong = ["rsme:z500>1", "rmse:z501@24h>1", "rmse:z500@25h>1", "rmse:z500@24h/tropic>1", "rmse:wind80>1"]
+    right = ["rmse:wind850@1d>1", "bias:speed10m/tropics>1", "skill_persistence:z500<0"]
+    assert run([*words, *(part for text in [*wrong, *right] for part in ("--fail-if", text))]) == 2
+    told = capsys.readouterr().err
+    assert [line.removeprefix("  - ") for line in told.splitlines() if line.startswith("  - ")] == [
+        "'rsme:z500>1': no score rsme is evaluated; did you mean rmse?",
+        "'rmse:z501@24h>1': no channel z501 is evaluated; did you mean z850 or z500?",
+        "'rmse:z500@25h>1': no lead of 25 h is evaluated; there are 6 h, 12 h, 24 h",
+        "'rmse:z500@24h/tropic>1': no region tropic is evaluated; did you mean tropics?",
+        "'rmse:wind80>1': no channel wind80 is evaluated; did you mean wind850 or wind500?",
+    ]
+    assert run([*words, *(part for text in right for part in ("--fail-if", text))]) == 1
+    assert "this would take hours" in capsys.readouterr().err
 
 
 def test_threshold_texts() -> None:
@@ -509,6 +667,9 @@ def test_published_scores_only_where_comparable() -> None:
     assert found["GenCast oper mean", "ERA5"].leads_hours == (24, 72, 120, 168, 240, 336)
     assert published.curves("rmse", "q700")[0].values[0] == pytest.approx(0.537e-3)
     assert published.curves("acc", "t850")
+    speeds = {(curve.model, curve.truth): curve for curve in published.curves("rmse", "speed10m")}
+    assert speeds["IFS HRES", "ERA5"].values == (0.75, 1.28, 1.92, 2.5, 3.02)
+    assert speeds["Pangu oper", "IFS analysis"].leads_hours == (24, 72, 120, 240)
     assert {curve.truth for curve in published.curves("rmse", "t2m", published.truth_of("truth.nc ERA5"))} == {"ERA5"}
     assert published.truth_of("made up") is None
     assert published.curves("rmse", "tcc") == ()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from wm2cli.errors import ConfigError, DataError
 from wm2cli.grid import Grid, lat_bounds
@@ -45,6 +46,32 @@ def test_area_weights(grid: Grid, weights: tuple[float, float, float]) -> None:
     np.testing.assert_allclose([found[0], found[1], found[grid.lat.size // 2]], weights, rtol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("grid", "weights"),
+    [
+        (Grid.regular(22.5, "cells"), (0.304481869955, 0.867091005299, 1.297693395286, 1.530733729460)),
+        (Grid.regular(30.0), (0.119259607988, 0.905866657859, 1.569007076294, 1.811733315718)),
+    ],
+)
+def test_area_weights_of_small_grids(grid: Grid, weights: tuple[float, ...]) -> None:
+    found = grid.area_weights()
+    assert found[:4] == pytest.approx(weights, abs=1e-12)
+    np.testing.assert_allclose(found, found[::-1], rtol=1e-14)
+
+
+def test_cosines_leave_the_poles_out() -> None:
+    """What the cell areas are compared with in tables of the field: they differ where there are rows on the poles."""
+    for spacing, rows in ((30.0, (0, 0.937822173509, 1.624355652982, 1.875644347018)),
+                          (1.5, (0, 0.041463677957569, 1.583976767265045)),
+                          (0.25, (0, 0.006863400350438, 1.572980483971392))):  # fmt: skip
+        grid = Grid.regular(spacing)
+        cosine = np.cos(np.deg2rad(grid.lat)) / np.cos(np.deg2rad(grid.lat)).mean()
+        shown = cosine[:4] if len(rows) == 4 else cosine[[0, 1, grid.lat.size // 2]]
+        np.testing.assert_allclose(shown, rows, atol=1e-12)
+        ratio = (grid.area_weights() / cosine)[1:-1]
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-11)  # sines of neighbours differ in their last digits
+
+
 def test_cell_centred_weights_are_cosines() -> None:
     grid = Grid.regular(5.625, "cells")
     cosine = np.cos(np.deg2rad(grid.lat))
@@ -63,6 +90,29 @@ def test_regridding_by_hand() -> None:
     np.testing.assert_allclose(
         coarse.regrid_to(fine, np.array([[2.0, 6.0], [0.0, 2.0]])), [[2.0, 2.0, 6.0, 6.0], [0.0, 0.0, 2.0, 2.0]]
     )
+
+
+def test_conservative_weights_of_latitudes() -> None:
+    """Published vectors; each row of the target is found by giving it fields that are one in a single row."""
+    lon = np.array([0.0, 180.0])
+
+    def weights(source: list[float], target: list[float], kind: type = np.float64) -> NDArray[np.floating]:
+        fields = np.repeat(np.eye(len(source))[:, :, None], 2, axis=2).astype(kind)
+        made = Grid(np.array(source), lon).regrid_to(Grid(np.array(target), lon), fields)
+        assert made.dtype == kind
+        return made[:, :, 0].T
+
+    coarse = weights([67.5, 22.5, -22.5, -67.5], [45.0, -45.0])
+    polar, tropical = 0.292893218813, 0.707106781187
+    np.testing.assert_allclose(coarse, [[polar, tropical, 0, 0], [0, 0, tropical, polar]], atol=1e-12)
+    # In the order from south to north: 1, 2, 3, 4.
+    np.testing.assert_allclose(coarse @ [4, 3, 2, 1], [3.292893218813, 1.707106781187], atol=1e-12)
+    poles = [[0.116336506011, 0.883663493989, 0, 0, 0, 0, 0],
+             [0, 0, 0.316987298108, 0.366025403784, 0.316987298108, 0, 0],
+             [0, 0, 0, 0, 0, 0.883663493989, 0.116336506011]]  # fmt: skip
+    rows = np.arange(90.0, -91, -30).tolist()
+    np.testing.assert_allclose(weights(rows, [90.0, 0.0, -90.0]), poles, atol=1e-12)
+    np.testing.assert_allclose(weights(rows, [90.0, 0.0, -90.0], np.float32), poles, atol=1e-6)
 
 
 GRIDS = st.sampled_from(

@@ -56,16 +56,42 @@ def test_deterministic_vectors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("region", "rmse"),
+    ("region", "rmse", "mse"),
     [
-        ("tropics", 0.9941233575366791),
-        ("northern-hemisphere", 1.00585932492787),
-        ("southern-hemisphere", 1.0024582054673588),
+        ("tropics", 0.9941233575366791, (1.0078125, 0.96875)),
+        ("northern-hemisphere", 1.00585932492787, (0.987355837205, 1.036150125883)),
+        ("southern-hemisphere", 1.0024582054673588, (0.998441118309, 1.011403789109)),
     ],
 )
-def test_regional_vectors(region: str, rmse: float) -> None:
-    found = accumulate(FORECAST, TRUTH)["rmse"][REGIONS.names.index(region)]
-    assert found == pytest.approx(rmse, rel=CLOSE)
+def test_regional_vectors(region: str, rmse: float, mse: tuple[float, float]) -> None:
+    place = REGIONS.names.index(region)
+    assert accumulate(FORECAST, TRUTH)["rmse"][place] == pytest.approx(rmse, rel=CLOSE)
+    for t in range(2):
+        assert accumulate(FORECAST[[t]], TRUTH[[t]])["mse"][place] == pytest.approx(mse[t], abs=1e-11)
+
+
+def test_scores_without_area_weights() -> None:
+    """The fields themselves: every cell counts the same."""
+    even = Regions(("all",), np.ones((1, 8)), np.ones((1, 16)), np.array([0]))
+    assert accumulate(FORECAST, TRUTH, regions=even)["rmse"][0] == pytest.approx(0.9990229601966113, rel=CLOSE)
+    single = [accumulate(FORECAST[[t]], TRUTH[[t]], regions=even)["mse"][0] for t in range(2)]
+    assert single == pytest.approx([1.00390625, 0.9921875], rel=CLOSE)
+
+
+def test_conventions_of_others() -> None:
+    """Correlations that others take between anomalies without their mean; ours leaves the mean in."""
+    ahead, found, nothing = FORECAST - CLIMATOLOGY, TRUTH - CLIMATOLOGY, np.zeros_like(TRUTH)
+    area = np.broadcast_to(GRID.area_weights()[:, None], (8, 16)).ravel()
+
+    def centred(values: Array) -> Array:
+        return values - np.average(values.reshape(2, 128), axis=1, weights=area)[:, None, None]
+
+    each_time = accumulate(centred(ahead), centred(found), nothing)["acc_mean_of_times"][0]
+    assert each_time == pytest.approx(0.9549554534589494, rel=CLOSE)
+    single = [accumulate(centred(ahead)[[t]], centred(found)[[t]], nothing[[t]])["acc"][0] for t in range(2)]
+    assert single == pytest.approx([0.955940968748, 0.953969938170], abs=1e-11)
+    stormer = accumulate(ahead - ahead.mean(), found - found.mean(), nothing)["acc"][0]
+    assert stormer == pytest.approx(0.9549178579059159, rel=CLOSE)
 
 
 @pytest.mark.parametrize(("t", "mse", "mae", "bias", "acc"), [
@@ -80,6 +106,9 @@ def test_single_times(t: int, mse: float, mae: float, bias: float, acc: float) -
 def test_wind_vector_and_persistence() -> None:
     both = [accumulate(f, o)["mse"][0] for f, o in ((FORECAST, TRUTH), (FORECAST_2, TRUTH_2))]
     assert sum(both) == pytest.approx(1.5004152354919105, rel=CLOSE)
+    for t, mse in enumerate((1.498369244129, 1.502461226854)):
+        parts = [accumulate(f[[t]], o[[t]])["mse"][0] for f, o in ((FORECAST, TRUTH), (FORECAST_2, TRUTH_2))]
+        assert sum(parts) == pytest.approx(mse, abs=1e-11)
     assert np.sqrt(sum(both)) == pytest.approx(1.2249143788411956, rel=CLOSE)
     assert accumulate(TRUTH[[0]], TRUTH[[1]])["rmse"][0] == pytest.approx(5.4755418152228446, rel=CLOSE)
 
@@ -93,9 +122,10 @@ def test_missing_values_are_refused_or_counted() -> None:
     assert "--skipna" in str(caught.value.hint)
     found = accumulate(holed, TRUTH, skip_missing=True)
     assert found["rmse"][0] == pytest.approx(1.0000347426093765, rel=CLOSE)
-    assert found["rmse_mean_of_times"][0] == pytest.approx(
-        (np.sqrt(0.997314223389) + np.sqrt(1.002751962860)) / 2, abs=1e-11
-    )
+    single = [accumulate(holed[[t]], TRUTH[[t]], skip_missing=True)["mse"][0] for t in range(2)]
+    assert single == pytest.approx([0.997314223389, 1.002751962860], abs=1e-11)
+    assert np.sqrt(np.mean(single)) == pytest.approx(1.000016546425405, rel=CLOSE)  # WeatherBench 2: times, then mean
+    assert found["rmse_mean_of_times"][0] == pytest.approx(np.sqrt(single).mean(), rel=CLOSE)
     sums = pair_sums(holed[0, None], TRUTH[0, None], None, REGIONS, skip_missing=True)
     assert sums[0, 0, 0] == pytest.approx(128 - 16 * GRID.area_weights()[-1], rel=CLOSE)
 
@@ -109,6 +139,8 @@ def test_missing_values_of_the_others_are_named(which: str) -> None:
 
 
 def test_ensemble_vectors() -> None:
+    assert MEMBERS[:, 0, 7, 0].tolist() == [-7, -6.5, -6, -6.75, -6.25]  # i = 0 is the southernmost row
+    assert MEMBERS[:, 1, 0, 15].tolist() == [-4.5, -3.5, -3.75, -4, -4.25]
     made = Accumulator(REGIONS, 1, 1, members=5)
     for t in range(2):
         made.add(0, MEMBERS[:, t, None], TRUTH[t, None])
@@ -119,11 +151,29 @@ def test_ensemble_vectors() -> None:
         "spread_skill_fortin": 0.3835709022088762, "spread_skill_unbiased": 0.3545243687974304,
     }  # fmt: skip
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=CLOSE)
-    unfair = crps(MEMBERS, TRUTH, fair=False)
+    assert found["rmse_debiased"] ** 2 == pytest.approx(0.9952025906821085, rel=CLOSE)
+    assert mean_of(crps(MEMBERS, TRUTH, fair=False)).mean() == pytest.approx(0.7404396410780503, rel=CLOSE)
+
+
+def mean_of(values: Array) -> Array:
+    """(2, 8, 16) -> (2,) area-weighted means, by numpy."""
     weights = np.broadcast_to(GRID.area_weights()[:, None], (8, 16))
-    assert np.average(unfair.reshape(2, 128), axis=1, weights=weights.ravel()).mean() == pytest.approx(
-        0.7404396410780503, rel=CLOSE
-    )
+    return np.asarray(np.average(values.reshape(2, 128), axis=1, weights=weights.ravel()))
+
+
+def test_ensemble_vectors_of_single_times() -> None:
+    for t, crps_of, mse in ((0, 0.703171048138, 1.037745043928), (1, 0.697654119744, 1.002693958857)):
+        made = Accumulator(REGIONS, 1, 1, members=5)
+        made.add(0, MEMBERS[:, t, None], TRUTH[t, None])
+        found = {name: table[0, 0, 0] for name, table in made.scores().items()}
+        wanted = {"crps": crps_of, "mse": mse}
+        assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-11)
+        assert found["spread"] ** 2 == pytest.approx(0.125084553553, abs=1e-11)
+    # What the CRPS is made of: the distance to the truth less half of that between two members.
+    error = mean_of(np.abs(MEMBERS - TRUTH).mean(axis=0))
+    assert error == pytest.approx([0.903306333823, 0.897789405429], abs=1e-11)
+    for fair, apart in ((True, 0.400270571369), (False, 0.320216457095)):
+        assert 2 * (error - mean_of(crps(MEMBERS, TRUTH, fair=fair))) == pytest.approx([apart, apart], abs=1e-11)
 
 
 def test_scalar_crps() -> None:
@@ -142,6 +192,8 @@ def test_overdispersed_ensemble_has_no_debiased_root() -> None:
     assert found["mse"] == pytest.approx(0.231849940669, abs=1e-11)
     assert found["spread"] ** 2 == pytest.approx(1.800187944986, abs=1e-11)
     assert found["crps"] == pytest.approx(0.314569411483, abs=1e-11)
+    assert found["mse"] - found["spread"] ** 2 / 5 == pytest.approx(-0.128187648329, abs=1e-11)
+    assert mean_of(crps(members, TRUTH, fair=False)).mean() == pytest.approx(0.474577764593, abs=1e-11)
     assert np.isnan(found["rmse_debiased"])
     assert np.isnan(found["spread_skill_unbiased"])
 
@@ -212,6 +264,22 @@ def test_perfect_and_climatological_forecasts() -> None:
     assert np.isfinite(without["rmse"]).all()
 
 
+def test_float32_ensembles_and_rain_give_the_same() -> None:
+    found = []
+    for kind in (np.float64, np.float32):
+        made = Accumulator(REGIONS, 1, 1, members=5)
+        for t in range(2):
+            # A third makes no number of fewer bits.
+            made.add(0, (MEMBERS[:, t, None] + 1 / 3).astype(kind), (TRUTH[t, None] + 1 / 3).astype(kind))
+        found.append({name: table[0, 0, 0] for name, table in made.scores().items()})
+    for name in ("crps", "rmse", "rmse_debiased", "spread", "spread_skill", "spread_skill_unbiased"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-6)
+    forecast, truth = np.array([0, 1, 10, 0.1, 3, 8]), np.array([0, 0, 1, 9, 9, 0.05])
+    rain = [seeps(forecast.astype(kind), truth.astype(kind), np.full(6, 0.4), np.full(6, 5.0), 0.25)
+            for kind in (np.float64, np.float32)]  # fmt: skip
+    np.testing.assert_array_equal(*rain)
+
+
 def test_float32_gives_the_same() -> None:
     ours = accumulate(FORECAST + 54000.25, TRUTH + 54000.25, CLIMATOLOGY + 54000.25)
     small = accumulate(*(np.float32(values + 54000.25) for values in (FORECAST, TRUTH, CLIMATOLOGY)))
@@ -244,7 +312,7 @@ def test_rolled_longitudes_and_many_channels_change_nothing() -> None:
 def test_regions_by_hand() -> None:
     grid = Grid.regular(2.5)
     regions = Regions.on(grid, [*NAMED, "alps=48/5/43/17", "10/170/-10/-170"])
-    areas = dict(zip(regions.names, regions.areas() / regions.areas()[0], strict=True))
+    areas = dict(zip(regions.names, regions.areas / regions.areas[0], strict=True))
     assert areas["extra-tropics"] == pytest.approx(areas["northern-hemisphere"] + areas["southern-hemisphere"])
     assert areas["tropics"] == pytest.approx(np.sin(np.deg2rad(21.25)))
     assert areas["arctic"] == areas["antarctic"] == pytest.approx((1 - np.sin(np.deg2rad(58.75))) / 2)
@@ -252,7 +320,7 @@ def test_regions_by_hand() -> None:
     band = (np.sin(np.deg2rad(61.25)) - np.sin(np.deg2rad(23.75))) / 2
     assert areas["north-pacific"] == pytest.approx(band * 35 / 144)
     ones = np.ones((3, *grid.shape))
-    assert regions.sums(ones) == pytest.approx(np.repeat(regions.areas()[None], 3, axis=0))
+    assert regions.sums(ones) == pytest.approx(np.repeat(regions.areas[None], 3, axis=0))
     field = np.arange(73.0 * 144).reshape(grid.shape)
     dateline = (np.abs(grid.lat) <= 10)[:, None] & ((grid.lon >= 170) & (grid.lon <= 190))[None]
     assert regions.sums(field)[-1] == pytest.approx((field * grid.area_weights()[:, None])[dateline].sum())

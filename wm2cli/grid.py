@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,9 +123,7 @@ class Grid:
         weights = sines[:-1] - sines[1:]
         return np.asarray(weights / weights.mean())
 
-    def regrid_to(
-        self, other: Grid, values: NDArray[np.floating], method: Method = "conservative"
-    ) -> NDArray[np.float32]:
+    def regrid_to(self, other: Grid, values: NDArray[np.floating], method: Method = "conservative") -> NDArray[Any]:
         """Values on another grid.
 
         Args:
@@ -134,13 +132,13 @@ class Grid:
             method: `conservative` keeps area integrals; `bilinear` interpolates between cell centres.
 
         Returns:
-            (..., H2, W2) float32.
+            (..., H2, W2) float32, or float64 if the values are.
         """
         if values.shape[-2:] != self.shape:
             raise DataError(f"values have shape {values.shape[-2:]}, the grid has {self.shape}")
         rows, columns = _weights(self, other, method)
         flat = values.reshape(-1, *self.shape)
-        out = np.empty((flat.shape[0], *other.shape), np.float32)
+        out = np.empty((flat.shape[0], *other.shape), np.float64 if values.dtype == np.float64 else np.float32)
         for index, field in enumerate(flat):  # one field at a time: memory stays at one field whatever the count
             out[index] = columns.apply(rows.apply(field).T).T
         return out.reshape(*values.shape[:-2], *other.shape)

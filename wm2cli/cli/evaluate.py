@@ -58,7 +58,15 @@ def evaluate(
     region: Annotated[
         list[str] | None,
         typer.Option(
-            help="global, tropics, europe ... or a box N/W/S/E or NAME=N/W/S/E; several may be given.",
+            help="global, tropics, europe ... or a box N/W/S/E or NAME=N/W/S/E; with _land behind it only its land; "
+            "several may be given.",
+            show_default=False,
+        ),
+    ] = None,
+    land_mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Land-sea mask for regions over land: a file, a store or weights; the truth's by default.",
             show_default=False,
         ),
     ] = None,
@@ -109,7 +117,7 @@ def evaluate(
         problems.append(f"--report {report} exists already; --overwrite replaces it")
     from wm2cli.evaluation.thresholds import Threshold, crossed
 
-    thresholds = [collect(problems, Threshold.parse, text) for text in fail_if or ()]
+    thresholds = tuple(collect(problems, Threshold.parse, text) for text in fail_if or ())
     if problems:
         raise UsageError("the command line is not possible", problems=problems)
     from wm2cli.evaluation import evaluate as command
@@ -117,9 +125,9 @@ def evaluate(
 
     chosen = command.Options(
         forecasts=tuple(forecasts), truth=tuple(truth or ()), climatology=climatology, against=tuple(against or ()),
-        variables=names(variables), levels=pressures, leads_hours=hours, regions=tuple(region or DEFAULT), grid=grid,
-        skip_missing=skip_missing, maps=report is not None, workers=workers, scheduler=scheduler,
-        command_line=command_line(),
+        variables=names(variables), levels=pressures, leads_hours=hours, regions=tuple(region or DEFAULT),
+        land_mask=land_mask, grid=grid, skip_missing=skip_missing, thresholds=thresholds, maps=report is not None,
+        workers=workers, scheduler=scheduler, command_line=command_line(),
     )  # fmt: skip
     with progress_bar() as on_progress:
         result = command.evaluate(chosen, on_progress)

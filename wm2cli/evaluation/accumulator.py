@@ -131,7 +131,6 @@ def pair_sums(forecast: Values, truth: Values, climatology: Values | None, regio
     channels, height, width = forecast.shape
     out = np.full((channels, len(regions.names), len(PARTS)), np.nan)
     step = max(1, _CHUNK_VALUES // (height * width))
-    areas = regions.areas()
     for first in range(0, channels, step):
         some = slice(first, first + step)
         fields = [forecast[some].astype(np.float64), truth[some].astype(np.float64)]
@@ -140,7 +139,7 @@ def pair_sums(forecast: Values, truth: Values, climatology: Values | None, regio
             fields += [fields[0] - normal, fields[1] - normal]
         fields[:2] = [fields[0] - fields[1]]
         sums = _region_sums(fields, regions)  # (parts, c, R)
-        weights = np.broadcast_to(areas, (sums.shape[1], areas.size))
+        weights = np.broadcast_to(regions.areas, (sums.shape[1], regions.areas.size))
         # A NaN or an infinity shows in every sum it is near, 0 x NaN being NaN; only then are cells looked at.
         if not np.isfinite(sums).all():
             valid = np.logical_and.reduce([np.isfinite(values) for values in fields])
@@ -163,13 +162,14 @@ def _region_sums(fields: Sequence[Array], regions: Regions) -> Array:
         (3 or 6, c, R).
     """
     by_row = []
-    for columns in regions.columns:
+    for columns, land in regions.columns:
         # Along rows first: products are summed as they are made, and no map of them is ever stored.
-        difference, *anomalies = (values if columns is None else values[..., columns] for values in fields)
-        parts = [difference.sum(axis=-1), np.abs(difference).sum(axis=-1), _products(difference, difference)]
-        if anomalies:
-            ahead, found = anomalies
-            parts += [_products(ahead, found), _products(ahead, ahead), _products(found, found)]
+        inside = [values if columns is None else values[..., columns] for values in fields]
+        counted = inside if land is None else [values * land for values in inside]
+        parts = [counted[0].sum(axis=-1), np.abs(counted[0]).sum(axis=-1), _products(counted[0], inside[0])]
+        if len(inside) > 1:
+            (_, ahead, found), (_, some_ahead, some_found) = inside, counted
+            parts += [_products(some_ahead, found), _products(some_ahead, ahead), _products(some_found, found)]
         by_row.append(np.stack(parts))
     chosen = np.stack(by_row)[regions.which]  # (R, parts, c, H)
     return np.asarray(np.einsum("rpch,rh->pcr", chosen, regions.rows))

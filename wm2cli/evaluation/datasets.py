@@ -214,9 +214,20 @@ class Fields:
         """(H, W) values of a variable that is no channel, as stored but for the order of rows and columns."""
         variable = self.dataset.variables[name]
         index = {self._dims[role]: part for role, part in select.items() if self._dims.get(role, "") in variable.dims}
-        found = variable.isel(index)
+        return self._map(variable.isel(index))
+
+    def mean_named(self, name: str) -> Values:
+        """(H, W) mean of a variable that is no channel over its other axes, in float64."""
+        variable = self.dataset.variables[name]
+        others = [str(dim) for dim in variable.dims if dim not in (self._dims["lat"], self._dims["lon"])]
+        longest = max(others, key=lambda dim: variable.sizes[dim])
+        rest, count = [dim for dim in others if dim != longest], variable.sizes[longest]
+        total: Any = sum(self._map(variable.isel({longest: number}).mean(rest, dtype=float)) for number in range(count))
+        return np.asarray(total / count)
+
+    def _map(self, found: xr.Variable) -> Values:
         values = np.asarray(found.values).transpose([found.dims.index(self._dims[role]) for role in ("lat", "lon")])
-        return self._canonical(values, _Place(name, None, 1.0, 0.0))
+        return self._canonical(values, _Place("", None, 1.0, 0.0))
 
     @cached_property
     def valid_times(self) -> Times:

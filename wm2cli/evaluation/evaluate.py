@@ -16,18 +16,28 @@ from numpy.typing import NDArray
 
 from wm2cli.errors import DataError, UsageError
 from wm2cli.evaluation import provenance
-from wm2cli.evaluation.accumulator import vector_rmse
+from wm2cli.evaluation.accumulator import Accumulator, vector_rmse
 from wm2cli.evaluation.datasets import Values, split_label
 from wm2cli.evaluation.forecasts import Forecasts, open_forecasts
+from wm2cli.evaluation.land import land_of, read_land
 from wm2cli.evaluation.matching import Matches, describe_pairs, match, match_channels
 from wm2cli.evaluation.physics import drift_per_day
-from wm2cli.evaluation.regions import DEFAULT, Regions
-from wm2cli.evaluation.results import HEADLINE, NAMED_LEADS_HOURS, Evaluation, wind_labels, wind_parts
-from wm2cli.evaluation.scoring import BLOCK_BYTES, Tally, Work, score
+from wm2cli.evaluation.regions import DEFAULT, LAND, Regions
+from wm2cli.evaluation.results import (
+    BASELINES,
+    HEADLINE,
+    NAMED_LEADS_HOURS,
+    Evaluation,
+    all_labels,
+    wind_labels,
+    wind_parts,
+)
+from wm2cli.evaluation.scoring import BLOCK_BYTES, SEEPS, Tally, Work, score
 from wm2cli.evaluation.seeps import DRY_BELOW_M
 from wm2cli.evaluation.series import Climatology, OnGrid, Series, SourceSeries, on_grid, open_truth
 from wm2cli.evaluation.significance import block_bootstrap
 from wm2cli.evaluation.spectra import effective_resolution_km, wavelengths_km
+from wm2cli.evaluation.thresholds import Scope, Threshold, check
 from wm2cli.grid import Grid
 from wm2cli.sources import SOURCES, Progress
 
@@ -46,8 +56,10 @@ class Options:
         against: A second forecast.
         variables, levels, leads_hours: What to score; everything in common by default.
         regions: Names or boxes.
+        land_mask: Where the land-sea mask of regions over land is, if not in truth or climatology.
         grid: `native`, `forecast`, `truth`, or what `Grid.parse` takes.
         skip_missing: Leave out cells with missing values.
+        thresholds: What will be asked of the scores; refused before any work if it names what is not evaluated.
         maps: Keep maps of error and bias, for a report.
         workers: Threads; as many as there are cores by default.
         scheduler: Address of a dask scheduler.
@@ -62,8 +74,10 @@ class Options:
     levels: tuple[float, ...] | None = None
     leads_hours: tuple[int, ...] | None = None
     regions: tuple[str, ...] = DEFAULT
+    land_mask: Path | None = None
     grid: str = "native"
     skip_missing: bool = False
+    thresholds: tuple[Threshold, ...] = ()
     maps: bool = False
     workers: int | None = None
     scheduler: str | None = None
@@ -94,22 +108,27 @@ def evaluate(options: Options, on_progress: Progress = lambda what, done, total:
     if forecasts.partial:
         left.append(f"not scored, because not every forecast file has them: {' '.join(forecasts.partial)}")
     grid = choose_grid(options.grid, forecasts, truth, climatology, against)
-    regions = Regions.on(grid, options.regions)
+    land, land_mask = _land(options, truth, climatology, grid)
+    regions = Regions.on(grid, options.regions, land)
+    winds = tuple((labels.index(one), labels.index(two)) for one, two in map(wind_parts, wind_labels(labels)))
     work = Work(
-        matches=matches, forecasts=forecasts, truth=OnGrid(truth, grid, labels),
+        matches=matches, forecasts=forecasts, truth=OnGrid(truth, grid, labels, winds),
         climatology=None if climatology is None else OnGrid(climatology, grid, labels), against=against, grid=grid,
         regions=regions, skip_missing=options.skip_missing, spectra=_spectral(labels),
         maps=_mapped(matches) if options.maps else ((), ()),
-        rain=_rainy(labels, climatology, matches) if climatology is not None and climatology.grid == grid else (),
-        orography=_orography(truth, climatology, grid),
+        rain=_rainy(labels, climatology) if climatology is not None and climatology.grid == grid else (),
+        orography=_orography(truth, climatology, grid), winds=winds,
     )  # fmt: skip
-    if climatology is not None and climatology.grid != grid and _rainy(labels, climatology, matches):
+    if climatology is not None and climatology.grid != grid and _rainy(labels, climatology):
         left.append("no SEEPS: its classes are on another grid than the scores, and cannot be regridded")
+    check(options.thresholds, _scope(work))
     tally = score(work, options.workers or _workers(work), on_progress, options.scheduler)
     metadata = provenance.metadata(
         forecasts, truth, climatology, against, matches, grid, regions.names, skip_missing=options.skip_missing,
         command_line=options.command_line,
     )  # fmt: skip
+    if land_mask:
+        metadata["land_mask"] = land_mask
     problems = [*forecasts.notes, *truth.notes, *(climatology.notes if climatology else ())]
     return _result(
         work, tally, metadata,
@@ -199,13 +218,10 @@ def _spectral(labels: Sequence[str]) -> tuple[int, ...]:
     return chosen or tuple(range(min(4, len(labels))))
 
 
-def _rainy(labels: Sequence[str], climatology: Climatology, matches: Matches) -> tuple[int, ...]:
+def _rainy(labels: Sequence[str], climatology: Climatology) -> tuple[int, ...]:
     """Channels that the climatology has the classes of SEEPS for."""
-    init, leads = next(iter(matches.pairs.items()))
-    valid = init + np.timedelta64(leads[0], "h")
-    return tuple(number for number, label in enumerate(labels)
-                 if split_label(label)[0].window_hours in DRY_BELOW_M
-                 and climatology.rain_classes(label, valid) is not None)  # fmt: skip
+    known = [label for label in labels if climatology.has_rain_classes(label)]
+    return tuple(labels.index(label) for label in known if split_label(label)[0].window_hours in DRY_BELOW_M)
 
 
 def _mapped(matches: Matches) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -213,6 +229,21 @@ def _mapped(matches: Matches) -> tuple[tuple[int, ...], tuple[int, ...]]:
     channels = [number for label in HEADLINE for number, one in enumerate(matches.labels) if one == label]
     leads = [lead for lead in NAMED_LEADS_HOURS if lead in matches.leads] or [matches.leads[-1]]
     return tuple(channels[:4] or range(min(2, len(matches.labels)))), tuple(leads[:4])
+
+
+def _land(options: Options, truth: Series, climatology: Climatology | None, grid: Grid) -> tuple[Array | None, str]:
+    """The share of land and where it comes from, if a region asks for it.
+
+    Raises:
+        UsageError: A mask was given and no region asks for it.
+    """
+    if not any(name.endswith(LAND) for name in options.regions):
+        if options.land_mask is not None:
+            raise UsageError("--land-mask is of no use: no region is over land", hint=f"--region global{LAND}")
+        return None, ""
+    if options.land_mask is not None:
+        return read_land(options.land_mask, grid), options.land_mask.name
+    return land_of((truth, climatology), grid) or (None, "")
 
 
 def _orography(truth: Series, climatology: Climatology | None, grid: Grid) -> Values | None:
@@ -224,6 +255,14 @@ def _orography(truth: Series, climatology: Climatology | None, grid: Grid) -> Va
     return None
 
 
+def _scope(work: Work) -> Scope:
+    """The names of everything that will be in the result."""
+    scores = Accumulator(work.regions, 1, 1, work.forecasts.members).scores()
+    names = [*scores, *(SEEPS if work.rain else ()),
+             *(f"skill_{name}" for name in BASELINES if name in work.systems)]  # fmt: skip
+    return Scope(tuple(names), all_labels(work.matches.labels), work.matches.leads, work.regions.names)
+
+
 def _result(work: Work, tally: Tally, metadata: dict[str, Any], *, warnings: tuple[str, ...],
             notes: tuple[str, ...]) -> Evaluation:  # fmt: skip
     labels, leads = work.matches.labels, work.matches.leads
@@ -233,8 +272,9 @@ def _result(work: Work, tally: Tally, metadata: dict[str, Any], *, warnings: tup
         tables = made.scores()
         if name in tally.seeps:
             with np.errstate(invalid="ignore"):
-                tables["seeps"] = tally.seeps[name][..., 0] / tally.seeps[name][..., 1]
-        scores[name] = _with_winds(tables, labels, winds)
+                found = tally.seeps[name][..., 0] / tally.seeps[name][..., 1]
+            tables |= {score: found[number] for number, score in enumerate(SEEPS)}
+        scores[name] = _with_winds(tables, tally.speeds[name].scores() if name in tally.speeds else {}, labels, winds)
     inits = np.array(tally.inits)
     errors = {name: np.stack(tables) for name, tables in tally.mse.items()}
     comparisons = {
@@ -242,7 +282,7 @@ def _result(work: Work, tally: Tally, metadata: dict[str, Any], *, warnings: tup
     }
     spectra = _spectra(work, tally)
     return Evaluation(
-        labels=(*labels, *winds), leads=leads, regions=work.regions.names, scores=scores,
+        labels=all_labels(labels), leads=leads, regions=work.regions.names, scores=scores,
         count=tally.accumulators["forecast"].count, comparisons=comparisons, spectra=spectra, maps=_maps(work, tally),
         checks=_checks(work, tally, scores["forecast"], spectra), metadata=metadata, grid=work.grid,
         warnings=warnings, notes=notes,
@@ -250,16 +290,24 @@ def _result(work: Work, tally: Tally, metadata: dict[str, Any], *, warnings: tup
     )  # fmt: skip
 
 
-def _with_winds(scores: dict[str, Array], labels: Sequence[str], winds: Sequence[str]) -> dict[str, Array]:
-    """Scores with the wind vectors as more channels, for which only the square error is defined."""
+def _with_winds(scores: dict[str, Array], speeds: dict[str, Array], labels: Sequence[str],
+                winds: Sequence[str]) -> dict[str, Array]:  # fmt: skip
+    """Scores with the winds as more channels: the vectors, of which only the square error is defined, and the speeds.
+
+    Args:
+        scores: Name -> (T, C, R).
+        speeds: The same of the speeds (T, S, R); nothing for climatologies.
+        labels: C channels.
+        winds: S wind vectors.
+    """
     if not winds:
         return scores
     pairs = [tuple(labels.index(part) for part in wind_parts(wind)) for wind in winds]
     mse = scores["mse"]
     vector = np.stack([mse[:, one] + mse[:, two] for one, two in pairs], axis=1)
     root = np.stack([vector_rmse(mse[:, one], mse[:, two]) for one, two in pairs], axis=1)
-    more = {"mse": vector, "rmse": root}
-    return {name: np.concatenate([table, more.get(name, np.full_like(vector, np.nan))], axis=1)
+    more, nothing = {"mse": vector, "rmse": root}, np.full_like(vector, np.nan)
+    return {name: np.concatenate([table, more.get(name, nothing), speeds.get(name, nothing)], axis=1)
             for name, table in scores.items()}  # fmt: skip
 
 

@@ -81,16 +81,19 @@ def precipitable_water(q: Values, levels_hpa: Sequence[float]) -> Array:
     return np.asarray(np.trapezoid(np.asarray(q, np.float64), np.asarray(levels_hpa) * 100.0, axis=0) / GRAVITY)
 
 
-def surface_pressure(msl: Values, height_m: Values, temperature: Values | float) -> Array:
-    """Pressure in Pa at a height, from the one at sea level, through air that cools by 6.5 K km-1 upwards.
+def surface_pressure(msl: Values, height_m: Values, temperature: Values | float, lapse: float = LAPSE) -> Array:
+    """Pressure in Pa at a height, from the one at sea level.
 
     Args:
         msl: Pressure at sea level in Pa.
         height_m: Height of the ground.
         temperature: At the ground, in K.
+        lapse: How much the air below cools upwards, in K m-1.
     """
-    below = np.asarray(temperature, np.float64) + LAPSE * np.asarray(height_m, np.float64)
-    return np.asarray(msl * (temperature / below) ** (GRAVITY / (DRY_AIR * LAPSE)))
+    height, air = np.asarray(height_m, np.float64), np.asarray(temperature, np.float64)
+    # Thickness of the air in units of its scale height; the logarithm tends to height / air in isothermal air.
+    depth = np.log1p(lapse * height / air) / lapse if lapse else height / air
+    return np.asarray(msl * np.exp(-GRAVITY / DRY_AIR * depth))
 
 
 def dry_mass(surface_pressure_pa: Values, water: Values, grid: Grid) -> float:

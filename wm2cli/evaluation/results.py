@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 
 FORMAT = 1
 
-HEADLINE = ("z500", "t850", "q700", "wind850", "t2m", "msl", "wind10m", "tp_6h")
+HEADLINE = ("z500", "t850", "q700", "wind850", "t2m", "msl", "speed10m", "wind10m", "tp_6h")
 """What the field looks at first."""
 
 NAMED_LEADS_HOURS = (24, 72, 120, 168, 240, 336)
@@ -42,7 +42,7 @@ class Evaluation:
     """The result of `wm2 evaluate`.
 
     Args:
-        labels: C channels, the wind vectors (`wind850`, `wind10m`) among them.
+        labels: C channels, the wind vectors (`wind850`, `wind10m`) and speeds (`speed850`, `speed10m`) among them.
         leads: T leads in hours.
         regions: R names.
         scores: System -> score -> (T, C, R); systems are `forecast` and those of `BASELINES` there are.
@@ -201,17 +201,17 @@ class Evaluation:
 
 
 def describe(label: str) -> tuple[str, float | None, str]:
-    """Variable, level and unit of a channel, or of a wind vector."""
-    if label.startswith("wind"):
+    """Variable, level and unit of a channel, or of a wind vector or its speed."""
+    if label.startswith(("wind", "speed")):
         part = split_label(wind_parts(label)[0])
-        return "wind", part[1], part[0].units
+        return "wind" if label.startswith("wind") else "wind_speed", part[1], part[0].units
     known, level = split_label(label)
     return known.name, level, known.units
 
 
 def wind_parts(label: str) -> tuple[str, str]:
-    """The components of a wind vector: `wind850` -> u850, v850; `wind10m` -> u10, v10."""
-    place = label.removeprefix("wind")
+    """The components of a wind vector or speed: `wind850` -> u850, v850; `speed10m` -> u10, v10."""
+    place = label.removeprefix("wind").removeprefix("speed")
     if place.endswith("m"):
         return f"u{place[:-1]}", f"v{place[:-1]}"
     clash = place in ("10", "100")  # the names of the winds 10 and 100 m above the ground
@@ -228,6 +228,12 @@ def wind_labels(labels: Sequence[str]) -> tuple[str, ...]:
         elif known.name in ("u10", "u100"):
             made.append(f"wind{known.name[1:]}m")
     return tuple(label for label in made if set(wind_parts(label)) <= set(labels))
+
+
+def all_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Channels as they stand in results: with the wind vectors and, `speed850` for `wind850`, their speeds behind."""
+    winds = wind_labels(labels)
+    return (*labels, *winds, *(f"speed{wind.removeprefix('wind')}" for wind in winds))
 
 
 def units_of(score: str, units: str) -> str:

@@ -7,7 +7,7 @@ kept for each init, lead and channel, which the bootstrap needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from wm2cli.evaluation.matching import Init, Matches
 from wm2cli.evaluation.physics import check_state
 from wm2cli.evaluation.regions import Regions
 from wm2cli.evaluation.seeps import DRY_BELOW_M, seeps
-from wm2cli.evaluation.series import OnGrid, on_grid
+from wm2cli.evaluation.series import OnGrid, Winds, with_speeds
 from wm2cli.evaluation.spectra import band_spectrum
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import time_text
@@ -32,6 +32,10 @@ from wm2cli.sources import Progress
 Array = NDArray[np.float64]
 BLOCK_BYTES = 128 * 2**20
 """Of a forecast read at once by a worker."""
+
+SEEPS = ("seeps", "seeps_mean_dry_fraction")
+"""With the climate's fraction of dry cases at the place and the date, and with its mean over the year, as WeatherBench
+scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,7 @@ class Work:
         maps: Numbers of channels, and leads, of which maps of error and bias are wanted.
         orography: (H, W) in m, for the mass budget.
         rain: Numbers of the channels that SEEPS is wanted of.
+        winds: Pairs of channels whose speed is scored as well.
     """
 
     matches: Matches
@@ -63,6 +68,7 @@ class Work:
     maps: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     orography: Values | None = None
     rain: tuple[int, ...] = ()
+    winds: Winds = ()
 
     @property
     def systems(self) -> dict[str, int]:
@@ -83,15 +89,17 @@ class Tally:
 
     Args:
         accumulators: By system.
+        speeds: The same for the speeds of winds; not for climatologies, which do not have them.
         inits: N inits so far.
         mse: System -> N arrays (T, C): mean square error over the first region, NaN where there is no pair.
         spectra: `forecast` and `truth` -> (T, S, K) sums of spectra; `count` is theirs.
         maps: (2, M, P, H, W) sums of the difference and of its square at M leads for P channels.
-        seeps: System -> (T, C, R, 2) sums of SEEPS and of the weights of the places where it is defined.
+        seeps: System -> (2, T, C, R, 2) sums of both of `SEEPS` and of the weights of the places where it is defined.
         checks: Name -> N arrays (T,) of `physics.check_state`; `truth_` before the name for the truth.
     """
 
     accumulators: dict[str, Accumulator]
+    speeds: dict[str, Accumulator]
     inits: list[Init] = field(default_factory=list)
     mse: dict[str, list[Array]] = field(default_factory=dict)
     spectra: dict[str, Array] = field(default_factory=dict)
@@ -105,13 +113,17 @@ class Tally:
     def of(cls, work: Work) -> Tally:
         """Nothing added yet."""
         leads, channels = len(work.matches.leads), len(work.matches.labels)
-        made = cls({
-            name: Accumulator(work.regions, leads, channels, members, work.skip_missing)
-            for name, members in work.systems.items()
-        })  # fmt: skip
+
+        def accumulators(number: int, systems: Mapping[str, int]) -> dict[str, Accumulator]:
+            return {name: Accumulator(work.regions, leads, number, members, work.skip_missing)
+                    for name, members in systems.items()}  # fmt: skip
+
+        moving = {name: members for name, members in work.systems.items() if name != "climatology" and work.winds}
+        made = cls(accumulators(channels, work.systems), accumulators(len(work.winds), moving))
         made.mse = {name: [] for name in work.systems}
         if work.rain:
-            made.seeps = {name: np.zeros((leads, channels, len(work.regions.names), 2)) for name in work.systems}
+            shape = (len(SEEPS), leads, channels, len(work.regions.names), 2)
+            made.seeps = {name: np.zeros(shape) for name in work.systems}
         waves = work.grid.lon.size // 2 + 1
         made.spectra = {name: np.zeros((leads, len(work.spectra), waves)) for name in ("forecast", "truth")}
         made.spectra_count = np.zeros(leads, np.int64)
@@ -125,6 +137,8 @@ class Tally:
         for name, accumulator in self.accumulators.items():
             accumulator.merge(other.accumulators[name])
             self.mse[name] += other.mse[name]
+        for name, accumulator in self.speeds.items():
+            accumulator.merge(other.speeds[name])
         for name, table in self.seeps.items():
             table += other.seeps[name]
         self.inits += other.inits
@@ -213,24 +227,32 @@ def score_init(work: Work, init: Init) -> Tally:
     step = max(1, BLOCK_BYTES // (per_lead * max(1, work.forecasts.members)))
     for first in range(0, len(leads), step):
         some = leads[first : first + step]
-        block = _read(work, work.forecasts, init, some)
+        block, speeds = _read(work, work.forecasts, init, some)
         others = None if work.against is None else _read(work, work.against, init, some)
         for number, lead in enumerate(some):
             place = matches.leads.index(lead)
             valid = init + np.timedelta64(lead, "h")
             try:
-                truth = work.truth.read(valid)
-                climatology = None if work.climatology is None else work.climatology.read(valid)
-                fields = {"forecast": block[number], "persistence": start, "climatology": climatology,
-                          "against": None if others is None else others[number]}  # fmt: skip
+                truth, truth_speeds = work.truth.read(valid)
+                climatology = None if work.climatology is None else work.climatology.read(valid)[0]
+                fields = {"forecast": (block[number], speeds[number])}
+                if start is not None:
+                    fields["persistence"] = start
+                if climatology is not None:
+                    fields["climatology"] = (climatology, speeds[:0])
+                if others is not None:
+                    fields["against"] = (others[0][number], others[1][number])
                 for name, accumulator in tally.accumulators.items():
-                    values = fields[name]
-                    if values is not None:
-                        # The climatology has no anomaly: half of the sums would be zeros.
-                        normal = None if name == "climatology" else climatology
-                        errors[name][place] = accumulator.add(place, values, truth, normal)[:, 0]
-                        for channel in work.rain:
-                            _add_seeps(work, tally.seeps[name][place, channel], channel, values, truth, valid)
+                    values, speed = fields[name]
+                    # The climatology has no anomaly: half of the sums would be zeros.
+                    normal = None if name == "climatology" else climatology
+                    errors[name][place] = accumulator.add(place, values, truth, normal)[:, 0]
+                    if name in tally.speeds:
+                        tally.speeds[name].add(place, speed, truth_speeds)
+                if work.rain:
+                    singles = {name: values.mean(axis=0) if work.systems[name] else values
+                               for name, (values, _) in fields.items()}  # fmt: skip
+                    _add_seeps(work, tally, place, singles, truth, valid)
             except DataError as error:
                 where = f"{time_text(init)} + {lead} h: {error.message}"
                 raise DataError(where, problems=error.problems, hint=error.hint) from error
@@ -264,23 +286,24 @@ def _add_rest(work: Work, tally: Tally, lead: int, forecast: Values, truth: Valu
             table[place] = value
 
 
-def _add_seeps(work: Work, sums: Array, channel: int, forecast: Values, truth: Values, valid: Init) -> None:
-    """SEEPS of one pair: adds to (R, 2) sums."""
-    label = work.matches.labels[channel]
-    series: Any = None if work.climatology is None else work.climatology.series
-    classes = None if series is None else series.rain_classes(label, valid)
-    if classes is None:
-        return
-    amount = forecast.mean(axis=0)[channel] if forecast.ndim == 4 else forecast[channel]
-    dry, heavy = (np.asarray(part, np.float64) for part in classes)
-    found = seeps(amount, truth[channel], dry, heavy, DRY_BELOW_M[split_label(label)[0].window_hours])
-    valid_cells = np.isfinite(found)
-    sums[:, 0] += work.regions.sums(np.where(valid_cells, found, 0.0))
-    sums[:, 1] += work.regions.sums(valid_cells.astype(np.float64))
+def _add_seeps(work: Work, tally: Tally, place: int, fields: Mapping[str, Values], truth: Values, valid: Init) -> None:
+    """SEEPS of one pair of all systems."""
+    climatology: Any = None if work.climatology is None else work.climatology.series
+    for channel in work.rain:
+        label = work.matches.labels[channel]
+        dry, heavy = (np.asarray(part, np.float64) for part in climatology.rain_classes(label, valid))
+        limit = DRY_BELOW_M[split_label(label)[0].window_hours]
+        for number, fraction in enumerate((dry, climatology.mean_dry_fraction(label))):
+            for name, values in fields.items():
+                found = seeps(values[channel], truth[channel], fraction, heavy, limit)
+                valid_cells = np.isfinite(found)
+                sums = tally.seeps[name][number, place, channel]
+                sums[:, 0] += work.regions.sums(np.where(valid_cells, found, 0.0))
+                sums[:, 1] += work.regions.sums(valid_cells.astype(np.float64))
 
 
-def _read(work: Work, forecasts: Forecasts, init: Init, leads: Sequence[int]) -> Values:
-    """(T, [M], C, H, W) on the grid of the scores.
+def _read(work: Work, forecasts: Forecasts, init: Init, leads: Sequence[int]) -> tuple[Values, Values]:
+    """(T, [M], C, H, W) on the grid of the scores, and (T, [M], S, H, W) speeds of winds.
 
     Raises:
         DataError: Most values of a channel are impossible in its unit: the unit is not what the file says.
@@ -299,4 +322,4 @@ def _read(work: Work, forecasts: Forecasts, init: Init, leads: Sequence[int]) ->
         where = f"{forecasts.label} at {time_text(init)} + {leads[0]} h"
         raise DataError(f"impossible values in {where}", problems=problems,
                         hint="check the unit that the file states")  # fmt: skip
-    return on_grid(values, forecasts.grid, work.grid)
+    return with_speeds(values, work.winds, forecasts.grid, work.grid)

@@ -17,6 +17,10 @@ Array = NDArray[np.float64]
 DRY_BELOW_M = {6: 0.1e-3, 24: 0.25e-3}
 """Dry up to this sum in m, by the length of the window in hours."""
 
+DRY_FRACTION, HEAVY_FROM = "_seeps_dry_fraction", "_seeps_threshold"
+"""Behind the name of a variable in a climatology of WeatherBench 2: the fraction of dry cases, and the sum in m from
+which on precipitation is heavy, two thirds of the wet cases being lighter."""
+
 USEFUL_DRY_FRACTION = (0.1, 0.85)
 """Places that are nearly never or nearly always dry are left out."""
 
@@ -42,7 +46,8 @@ def seeps(forecast: Values, truth: Values, dry: Array, heavy: Array, threshold: 
     Args:
         forecast, truth: (...) sums of precipitation.
         dry: (...) climatological fraction of dry cases; outside of `USEFUL_DRY_FRACTION` the score is NaN.
-        heavy: (...) the sum from which on precipitation is heavy, in the unit of `forecast`.
+        heavy: (...) the sum from which on precipitation is heavy, in the unit of `forecast`; where it is NaN, the
+            climate knowing no wet case, only dry can be told from not dry, and the score of anything else is NaN.
         threshold: Dry up to here, in the same unit.
 
     Returns:
@@ -53,5 +58,6 @@ def seeps(forecast: Values, truth: Values, dry: Array, heavy: Array, threshold: 
     place = [np.where(values <= threshold, 0, np.where(values < heavy, 1, 2)) for values in (forecast, truth)]
     flat = matrix.reshape(*matrix.shape[:-2], 9)
     found = np.take_along_axis(flat, (3 * place[0] + place[1])[..., None], axis=-1)[..., 0]
-    valid = useful & np.isfinite(forecast) & np.isfinite(truth)
+    told = np.isfinite(heavy) | ((forecast <= threshold) & (truth <= threshold))
+    valid = useful & told & np.isfinite(forecast) & np.isfinite(truth)
     return np.asarray(np.where(valid, found, np.nan))

@@ -7,14 +7,16 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from wm2cli.analysis.preparation import prepare
 from wm2cli.analysis.snapshot import Snapshot
+from wm2cli.analysis.statics import read_static
 from wm2cli.errors import DataError
 from wm2cli.evaluation.datasets import Axis, Fields, Values, label_of, split_label, variable_of
+from wm2cli.evaluation.seeps import DRY_FRACTION, HEAVY_FROM
 from wm2cli.fetch import Access, obtain
 from wm2cli.grid import Grid
 from wm2cli.reading.fields import Inventory, plain_name, time_text
@@ -151,8 +153,12 @@ class InventorySeries:
         return read_inventory(self._inventory, time, labels, self.grid)
 
     def static(self) -> Mapping[str, Values]:
-        """Fields constant in time."""
-        return {}
+        """Orography and land-sea mask, as far as they are there."""
+        fields = tuple(item for item in self._inventory.fields if item.variable in ("orog", "lsm"))
+        if not fields:
+            return {}
+        made = read_static(replace(self._inventory, fields=fields, problems={}), self.grid)
+        return {str(name): values.values for name, values in made.data_vars.items()}
 
 
 class SourceSeries:
@@ -250,6 +256,11 @@ class Climatology:
         self.channels, self.notes = tuple(fields.channels), fields.notes
         self._hours = {int(hour): number for number, hour in enumerate(fields.axis("hour"))}
         self._days = {int(day): number for number, day in enumerate(fields.axis("dayofyear"))}
+        names = set(map(str, fields.dataset.data_vars))
+        plain = [name.removesuffix(DRY_FRACTION) for name in names if name.endswith(DRY_FRACTION)]
+        self._rain = {known.name: (name + DRY_FRACTION, name + HEAVY_FROM) for name in sorted(plain)
+                      if (known := variable_of(name)) is not None and name + HEAVY_FROM in names}  # fmt: skip
+        self._mean_dry: dict[str, Values] = {}
 
     def has(self, time: np.datetime64) -> bool:
         """Whether there are fields for the hour and the day of a time."""
@@ -261,41 +272,56 @@ class Climatology:
         hour, day = _hour_and_day(time)
         return self._fields.read(labels, {"hour": self._hours[hour], "dayofyear": self._days[day]})
 
-    def rain_classes(self, label: str, time: np.datetime64) -> tuple[Values, Values] | None:
+    def has_rain_classes(self, label: str) -> bool:
+        """Whether it holds what SEEPS asks of the climate for a channel."""
+        return label in self._rain
+
+    def rain_classes(self, label: str, time: np.datetime64) -> tuple[Values, Values]:
         """What SEEPS asks of the climate: the fraction of dry cases, and the sum in m from which on rain is heavy.
 
         Returns:
-            (H, W) each, or None where the climatology does not hold them for this channel.
+            (H, W) each.
         """
-        mine: dict[str, str] = {}
-        for name in map(str, self._fields.dataset.data_vars):
-            plain, found, kind = name.rpartition("_seeps_")
-            known = variable_of(plain) if found else None
-            if known is not None and known.name == label:
-                mine[kind] = name
-        if not {"dry_fraction", "threshold"} <= set(mine):
-            return None
         hour, day = _hour_and_day(time)
         place: dict[Axis, int] = {"hour": self._hours[hour], "dayofyear": self._days[day]}
-        return self._fields.read_named(mine["dry_fraction"], place), self._fields.read_named(mine["threshold"], place)
+        dry, heavy = (self._fields.read_named(name, place) for name in self._rain[label])
+        return dry, heavy
+
+    def mean_dry_fraction(self, label: str) -> Values:
+        """(H, W) fraction of dry cases, the mean of all hours and days it holds."""
+        if label not in self._mean_dry:
+            self._mean_dry[label] = self._fields.mean_named(self._rain[label][0])
+        return self._mean_dry[label]
 
     def static(self) -> Mapping[str, Values]:
         """Fields constant in time."""
         return {name: self._fields.read_static(name) for name in self._fields.static}
 
 
+Winds: TypeAlias = tuple[tuple[int, int], ...]
+"""Numbers of the channels that are the eastward and the northward part of S winds."""
+
+
 @dataclass
 class OnGrid:
-    """Fields of a series on the grid of the scores, with the latest kept in memory."""
+    """Fields of a series on the grid of the scores, with the latest kept in memory.
+
+    Args:
+        series: Where they are.
+        grid: Of the scores.
+        labels: C channels.
+        winds: S pairs of channels whose speed is wanted as well.
+    """
 
     series: Series
     grid: Grid
     labels: tuple[str, ...]
-    _kept: OrderedDict[np.datetime64, Values] = field(default_factory=OrderedDict, repr=False)
+    winds: Winds = ()
+    _kept: OrderedDict[np.datetime64, tuple[Values, Values]] = field(default_factory=OrderedDict, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
-    def read(self, time: np.datetime64) -> Values:
-        """(C, H, W) at a valid time.
+    def read(self, time: np.datetime64) -> tuple[Values, Values]:
+        """(C, H, W) at a valid time, and the (S, H, W) speeds of the winds.
 
         Raises:
             DataError: Values that are impossible in the variable's unit.
@@ -306,19 +332,39 @@ class OnGrid:
                 return self._kept[time]
         values = self.series.read(time, self.labels)
         check_plausible(values, self.labels, f"{self.series.label} at {time_text(time)}")
-        values = on_grid(values, self.series.grid, self.grid)
+        made = with_speeds(values, self.winds, self.series.grid, self.grid)
+        one = made[0].nbytes + made[1].nbytes
         with self._lock:
-            self._kept[time] = values
-            while len(self._kept) > 1 and len(self._kept) * values.nbytes > _CACHE_BYTES:
+            self._kept[time] = made
+            while len(self._kept) > 1 and len(self._kept) * one > _CACHE_BYTES:
                 self._kept.popitem(last=False)
-        return values
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         # What travels to another process begins with an empty memory and a lock of its own.
-        return {"series": self.series, "grid": self.grid, "labels": self.labels}
+        return {"series": self.series, "grid": self.grid, "labels": self.labels, "winds": self.winds}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def with_speeds(values: Values, winds: Winds, source: Grid, target: Grid) -> tuple[Values, Values]:
+    """Fields and the speeds of their winds on another grid.
+
+    Speeds are taken before regridding, as in the data that others publish scores of: the speed of a mean wind is less
+    than the mean speed.
+
+    Args:
+        values: (..., C, H, W).
+        winds: S pairs of channels.
+        source, target: Grid of the values, and of the result.
+
+    Returns:
+        (..., C, H2, W2) and (..., S, H2, W2).
+    """
+    eastward, northward = ([pair[part] for pair in winds] for part in (0, 1))
+    speeds = np.hypot(values[..., eastward, :, :], values[..., northward, :, :])
+    return on_grid(values, source, target), on_grid(speeds, source, target)
 
 
 def on_grid(values: Values, source: Grid, target: Grid) -> Values:

@@ -55,21 +55,23 @@ class Threshold:
         return cls(text.strip(), found["score"], found["label"], None if hours is None else int(hours), region,
                    found["sign"] == ">", float(found["bound"]))  # fmt: skip
 
-    def crossed(self, evaluation: Evaluation) -> list[str]:
-        """How it is crossed, one line a lead; a score that is undefined crosses every bound.
-
-        Raises:
-            UsageError: There is no such score, channel, lead or region; says what there is.
-        """
+    def problems(self, scope: Scope) -> list[str]:
+        """What it asks for that is not evaluated, one line each."""
+        lead = None if self.lead_hours is None else f"{self.lead_hours} h"
+        lines = []
         for what, name, names in (
-            ("score", self.score, evaluation.score_names), ("channel", self.label, evaluation.labels),
-            ("region", self.region or evaluation.regions[0], evaluation.regions),
-            ("lead", self.lead_hours if self.lead_hours is not None else evaluation.leads[0], evaluation.leads),
+            ("score", self.score, scope.scores), ("channel", self.label, scope.labels),
+            ("lead of", lead, [f"{hours} h" for hours in scope.leads]), ("region", self.region, scope.regions),
         ):  # fmt: skip
-            if name not in names:
-                texts = [str(one) for one in names]
-                near = difflib.get_close_matches(str(name), texts, n=3) or texts[:12]
-                raise UsageError(f"'{self.text}': no {what} {name} was evaluated", hint=f"there are {', '.join(near)}")
+            if name is None or name in names:
+                continue
+            near = [] if name == lead else difflib.get_close_matches(name, names, n=2, cutoff=0.7)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {shortened(names)}"
+            lines.append(f"'{self.text}': no {what} {name} is evaluated; {hint}")
+        return lines
+
+    def crossed(self, evaluation: Evaluation) -> list[str]:
+        """How it is crossed, one line a lead; a score that is undefined crosses every bound."""
         lines = []
         for lead in evaluation.leads if self.lead_hours is None else (self.lead_hours,):
             value = evaluation.value(self.score, self.label, lead, self.region)
@@ -80,10 +82,38 @@ class Threshold:
         return lines
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What is evaluated, known before anything is scored: names of scores, channels and regions, and leads in hours."""
+
+    scores: tuple[str, ...]
+    labels: tuple[str, ...]
+    leads: tuple[int, ...]
+    regions: tuple[str, ...]
+
+
+def check(thresholds: Sequence[Threshold], scope: Scope) -> None:
+    """Refuses thresholds on what is not evaluated.
+
+    Raises:
+        UsageError: All of them, with the nearest that is.
+    """
+    problems = [line for threshold in thresholds for line in threshold.problems(scope)]
+    if problems:
+        hint = "what is scored can be chosen by --variables, --levels, --leads, --region, --climatology and --against"
+        raise UsageError("the thresholds ask for what is not evaluated", problems=problems, hint=hint)
+
+
 def crossed(thresholds: Sequence[Threshold], evaluation: Evaluation) -> list[str]:
     """Every way in which thresholds are crossed.
 
     Raises:
         UsageError: A threshold asks for something that was not evaluated.
     """
+    check(thresholds, Scope(evaluation.score_names, evaluation.labels, evaluation.leads, evaluation.regions))
     return [line for threshold in thresholds for line in threshold.crossed(evaluation)]
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Names in one line, the middle of many left out."""
+    return ", ".join(names if len(names) <= 12 else [*names[:8], "...", names[-1]])

@@ -3,6 +3,7 @@
 As in WeatherBench 2: all years and the days around count together, with weights that fall linearly from the day itself
 to zero at both ends of the window (61 days: 59 count); the window goes round the end of the year; the 366th day of an
 ordinary year is its 365th again. The day of the year is the calendar's, so it is one ahead from March in leap years.
+Of precipitation there are the classes of SEEPS as well (`rain`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 import wm2cli
 from wm2cli.errors import DataError, ResourceError
+from wm2cli.evaluation.seeps import DRY_BELOW_M, DRY_FRACTION, HEAVY_FROM
+from wm2cli.preprocessing.rain import classes_by_day
 from wm2cli.schema import VARIABLES
 from wm2cli.store import Progress, Store
 from wm2cli.writing.chunks import round_mantissa
@@ -29,6 +32,8 @@ Array = NDArray[np.float64]
 DAYS = 366
 
 _CACHE_BYTES = 512 * 2**20
+_RAIN_BYTES = 1024 * 2**20
+"""Of the precipitation held at once: of an hour in all years, if it is not more, and else of a window, band by band."""
 
 
 def write_climatology(store: Store, path: Path, window_days: int, overwrite: bool = False,
@@ -54,11 +59,12 @@ def write_climatology(store: Store, path: Path, window_days: int, overwrite: boo
     part = path.with_name(f".{path.name}.part")
     _remove(part)
     try:
-        with (_ZarrFile if path.suffix == ".zarr" else _NetcdfFile)(part, store, days.hours, window_days) as file:
+        with (_ZarrFile if path.suffix == ".zarr" else _NetcdfFile)(part, store, days, window_days) as file:
             for number, hour in enumerate(days.hours):
                 for day, mean in enumerate(days.means(hour, window_days)):
                     file.write(number, day, mean.astype(np.float32))
                     on_progress("making the climatology", number * DAYS + day + 1, len(days.hours) * DAYS)
+                _write_rain(file, days, number, window_days, on_progress)
         if overwrite:
             _remove(path)
         os.replace(part, path)
@@ -68,6 +74,23 @@ def write_climatology(store: Store, path: Path, window_days: int, overwrite: boo
         ) from error
     finally:
         _remove(part)
+
+
+def _write_rain(file: _File, days: _Days, number: int, window_days: int, on_progress: Progress) -> None:
+    """The classes of SEEPS at an hour, for every channel of precipitation that has them."""
+    weights = [half_width(window_days) - abs(shift) for shift in range(-(window_days // 2), window_days // 2 + 1)]
+    height, width = file.store.grid.shape
+    for kept, channel in enumerate(days.rain):
+        name = file.store.schema.channels[channel]
+        limit = DRY_BELOW_M[VARIABLES[name].window_hours]
+        for rows in file.bands:
+            read = partial(days.rain_of, days.hours[number], kept, rows)
+            for day, (dry, heavy) in enumerate(classes_by_day(read, weights, DAYS, limit)):
+                for suffix, values in ((DRY_FRACTION, dry), (HEAVY_FROM, heavy)):
+                    file.put(name + suffix, number, day, values.reshape(-1, width).astype(np.float32), rows)
+                done = (number * height + rows.start) * DAYS + (day + 1) * (rows.stop - rows.start)
+                on_progress(f"making the classes of {name}", done, len(days.hours) * height * DAYS)
+    days.forget()
 
 
 class _Days:
@@ -86,9 +109,31 @@ class _Days:
             self._places.setdefault((clock, day), []).append(place)
             if day == 365 and not _is_leap(int(str(year))):
                 self._places.setdefault((clock, 366), []).append(place)
-        one = len(store.schema.channels) * int(np.prod(store.grid.shape)) * 8
+        names = store.schema.channels
+        self.rain = tuple(number for number, name in enumerate(names)
+                          if name.startswith("tp") and VARIABLES[name].window_hours in DRY_BELOW_M)  # fmt: skip
+        self.most = max(map(len, self._places.values()))
+        cells = int(np.prod(store.grid.shape))
+        busiest = max(np.count_nonzero(hour == one) for one in self.hours)
+        self._keeps = 4 * len(self.rain) * cells * busiest <= _RAIN_BYTES
+        self._kept: dict[int, NDArray[np.float32]] = {}
+        one = len(names) * cells * 8
         # With room for a window and two days every day is read once, else three or four times.
         self._sum = lru_cache(maxsize=max(1, _CACHE_BYTES // one))(self._read_sum)
+
+    def rain_of(self, hour: int, number: int, rows: slice, day: int) -> NDArray[np.float32]:
+        """(n, P) sums of one of the channels of precipitation in some rows, at an hour of a day in all years."""
+        if day in self._kept:
+            fields = self._kept[day][:, number, rows]
+        else:
+            channel, shape = self.rain[number], (rows.stop - rows.start, self._store.grid.lon.size)
+            places = self._places.get((hour, day), ())
+            fields = np.array([self._store.read([place])[0, channel, rows] for place in places]).reshape(-1, *shape)
+        return fields.reshape(len(fields), -1)
+
+    def forget(self) -> None:
+        """An hour is done."""
+        self._kept.clear()
 
     def count(self, hour: int, day: int) -> int:
         """Times of an hour on a day of the year, 1 to 366."""
@@ -136,8 +181,13 @@ class _Days:
 
     def _read_sum(self, hour: int, day: int) -> Array:
         made = np.zeros((len(self._store.schema.channels), *self._store.grid.shape))
+        rain = []
         for place in self._places[hour, day]:
-            made += self._store.read([place])[0]
+            field = self._store.read([place])[0]
+            made += field
+            rain.append(field[list(self.rain)])
+        if self.rain and self._keeps:
+            self._kept[day] = np.stack(rain)
         return made
 
 
@@ -165,10 +215,10 @@ def _is_leap(year: int) -> bool:
 class _File(ABC):
     """What both containers have in common: names, axes and attributes."""
 
-    def __init__(self, path: Path, store: Store, hours: tuple[int, ...], window_days: int) -> None:
+    def __init__(self, path: Path, store: Store, days: _Days, window_days: int) -> None:
         self.path = path
         self.store = store
-        schema = store.schema
+        schema, hours = store.schema, days.hours
         level = {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}
         self.axes: dict[str, tuple[NDArray[Any], dict[str, str]]] = {
             "hour": (np.array(hours, np.int64), {"long_name": "hour of the day, UTC"}),
@@ -190,6 +240,11 @@ class _File(ABC):
         for name in schema.surface:
             self.variables[name] = (slice(at, at + 1), ("hour", "dayofyear", "latitude", "longitude"))
             at += 1
+        self.rain = tuple(schema.channels[number] for number in days.rain)
+        height, width = store.grid.shape
+        samples = 4 * width * window_days * days.most
+        step = max(1, min(height, _RAIN_BYTES // samples))
+        self.bands = tuple(slice(first, min(first + step, height)) for first in range(0, height, step))
         ranges = store.splits["train"]
         self.attributes = {
             "Conventions": "CF-1.11",
@@ -206,7 +261,11 @@ class _File(ABC):
         }
 
     def attributes_of(self, name: str) -> dict[str, str]:
-        known = VARIABLES[name]
+        if name.endswith(DRY_FRACTION):
+            return {"units": "1", "long_name": "fraction of dry cases, for SEEPS"}
+        known = VARIABLES[name.removesuffix(HEAVY_FROM)]
+        if name.endswith(HEAVY_FROM):
+            return {"units": known.units, "long_name": "precipitation that is heavy from this sum on, for SEEPS"}
         named = {"standard_name": known.standard_name} if known.standard_name else {}
         precision = f"rounded to {known.keep_bits} bits of the mantissa"
         return {"units": known.units, "long_name": known.long_name, "comment": precision, **named}
@@ -218,11 +277,17 @@ class _File(ABC):
             self.put(name, hour, day, rounded if "level" in dims else rounded[0])
 
     @abstractmethod
-    def put(self, name: str, hour: int, day: int, values: NDArray[np.float32]) -> None:
-        """Writes one variable of one hour and day."""
+    def put(self, name: str, hour: int, day: int, values: NDArray[np.float32], rows: slice | None = None) -> None:
+        """Writes one variable of one hour and day, or some rows of it."""
 
-    def chunk(self, dims: tuple[str, ...]) -> tuple[int, ...]:
-        return (1, 1, *(self.axes[dim][0].size for dim in dims[2:]))
+    def arrays(self) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+        """Name, axes and chunk of each variable."""
+        for name, (_, dims) in self.variables.items():
+            yield name, dims, (1, 1, *(self.axes[dim][0].size for dim in dims[2:]))
+        for name in self.rain:
+            dims = ("hour", "dayofyear", "latitude", "longitude")
+            for suffix in (DRY_FRACTION, HEAVY_FROM):
+                yield name + suffix, dims, (1, 1, self.bands[0].stop, self.axes["longitude"][0].size)
 
 
 class _NetcdfFile(_File):
@@ -235,8 +300,8 @@ class _NetcdfFile(_File):
             made = self._file.createVariable(name, values.dtype, (name,))
             made.setncatts(attributes)
             made[:] = values
-        for name, (_, dims) in self.variables.items():
-            made = self._file.createVariable(name, "f4", dims, zlib=True, complevel=1, chunksizes=self.chunk(dims))
+        for name, dims, chunk in self.arrays():
+            made = self._file.createVariable(name, "f4", dims, zlib=True, complevel=1, chunksizes=chunk)
             made.setncatts(self.attributes_of(name))
         self._file.setncatts(self.attributes)
         return self
@@ -244,8 +309,8 @@ class _NetcdfFile(_File):
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def put(self, name: str, hour: int, day: int, values: NDArray[np.float32]) -> None:
-        self._file.variables[name][hour, day] = values
+    def put(self, name: str, hour: int, day: int, values: NDArray[np.float32], rows: slice | None = None) -> None:
+        self._file.variables[name][(hour, day) if rows is None else (hour, day, rows)] = values
 
 
 class _ZarrFile(_File):
@@ -257,9 +322,9 @@ class _ZarrFile(_File):
         group = zarr.create_group(self.path, zarr_format=3, attributes=dict(self.attributes))
         for name, (values, attributes) in self.axes.items():
             group.create_array(name, data=values, dimension_names=(name,), attributes=dict(attributes))
-        for name, (_, dims) in self.variables.items():
+        for name, dims, chunk in self.arrays():
             self._arrays[name] = group.create_array(
-                name, shape=tuple(self.axes[dim][0].size for dim in dims), chunks=self.chunk(dims), dtype="float32",
+                name, shape=tuple(self.axes[dim][0].size for dim in dims), chunks=chunk, dtype="float32",
                 compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), dimension_names=dims,
                 fill_value=np.nan, attributes=dict(self.attributes_of(name)),
             )  # fmt: skip
@@ -268,8 +333,8 @@ class _ZarrFile(_File):
     def __exit__(self, *error: object) -> None:
         return None
 
-    def put(self, name: str, hour: int, day: int, values: NDArray[np.float32]) -> None:
-        self._arrays[name][hour, day] = values
+    def put(self, name: str, hour: int, day: int, values: NDArray[np.float32], rows: slice | None = None) -> None:
+        self._arrays[name][(hour, day) if rows is None else (hour, day, rows)] = values
 
 
 def _remove(path: Path) -> None:
