@@ -20,7 +20,7 @@ from wm2cli.forecast import Options, check_values, encoder_inputs, forecast, lea
 from wm2cli.models import Latent
 from wm2cli.models.weathermesh2 import EncoderConfig, WeatherMesh2
 from wm2cli.planning import plan
-from wm2cli.rollout import Tree, rollout, step_plan
+from wm2cli.rollout import Route, Tree, longest_first, rollout, step_plan
 from wm2cli.state import State
 
 INIT = np.datetime64("2024-01-01T00", "s")
@@ -77,7 +77,7 @@ class Counter:
 def walk(leads: range) -> tuple[Counter, list[tuple[int, object]]]:
     counter = Counter()
     start = counter.make(())
-    found = rollout(counter, start, leads)  # type: ignore[arg-type]
+    found = rollout(counter, start, Route.along(longest_first(counter.steps, leads)))  # type: ignore[arg-type]
     del start
     return counter, list(found)
 
@@ -99,7 +99,7 @@ def test_rollout_holds_a_bounded_number_of_latents(step: int) -> None:
 def test_rollout_equals_steps_by_hand() -> None:
     model = network()
     start = model.encode(state(model))
-    found = dict(rollout(model, start, (1, 6, 7)))
+    found = dict(rollout(model, start, Route.along(longest_first(model.steps, (1, 6, 7)))))
     by_hand = model.decode(model.advance(model.advance(start, 6), 1))
     assert torch.equal(found[7].pressure, by_hand.pressure)
     assert found[7].time == INIT + np.timedelta64(7, "h")
