@@ -116,6 +116,14 @@ def test_impossible_lead_times(hours: int, step: int, text: str) -> None:
     assert text in str(caught.value)
 
 
+def test_lead_times_can_be_named() -> None:
+    assert lead_times(Options(INIT, 24, leads=(7, 30))) == (7, 30)
+    for leads, text in (((0, 6), "0 h is no lead time"), ((12, 6), "must be some and increase"), ((), "found []")):
+        with pytest.raises(UsageError) as caught:
+            lead_times(Options(INIT, 24, leads=leads))
+        assert text in str(caught.value)
+
+
 def test_values_are_checked_by_channel() -> None:
     model = network(loud=False)
     good = model.decode(model.encode(state(model)))
@@ -135,8 +143,9 @@ def test_windows_follow_the_step() -> None:
     model = network()
     six = select(Options(INIT, 24, 6), model.schema_out, GRID).surface
     assert "lsp_6h" in six
-    one = select(Options(INIT, 24, 1), model.schema_out, GRID).surface
-    assert not any(name.endswith("_6h") for name in one)
+    for hourly in (Options(INIT, 24, 1), Options(INIT, 24, 3), Options(INIT, 24, leads=(7,))):
+        assert not any(name.endswith("_6h") for name in select(hourly, model.schema_out, GRID).surface)
+    assert "lsp_6h" in select(Options(INIT, 24, leads=(12, 30)), model.schema_out, GRID).surface
 
 
 def test_selection_lists_everything_unknown() -> None:

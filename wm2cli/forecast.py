@@ -235,8 +235,10 @@ def lead_times(options: Options) -> tuple[int, ...]:
     """
     problems = []
     if options.leads is not None:
-        problems = [f"{lead} h is no lead time" for lead in options.leads if lead < 1]
-        if problems or not options.leads:
+        problems += [f"{lead} h is no lead time" for lead in options.leads if lead < 1]
+        if not options.leads or list(options.leads) != sorted(set(options.leads)):
+            problems.append(f"lead times must be some and increase, found {list(options.leads)}")
+        if problems:
             raise UsageError("the lead times are not possible", problems=problems)
         return options.leads
     if options.hours <= 0:
@@ -253,15 +255,15 @@ def lead_times(options: Options) -> tuple[int, ...]:
 def select(options: Options, schema: Schema, grid: Grid) -> Selection:
     """What to write of the model's output.
 
-    Sums and extremes exist over one hour and over six; without a choice the ones are written that fit the output
-    interval: one hour below 6 h, six from there on.
+    Sums and extremes exist over one hour and over six; without a choice the ones are written that fit the lead times:
+    six hours where all are multiples of that, else one hour.
 
     Raises:
         UsageError: Variables or levels the model does not make, all of them named; or an impossible region.
     """
     names = options.variables
     if names is None:
-        window = 1 if math.gcd(*lead_times(options)) < 6 else 6
+        window = 1 if math.gcd(*lead_times(options)) % 6 else 6
         fits = [name for name in schema.surface if VARIABLES[name].window_hours in (0, window)]
         names = (*schema.pressure, *fits)
     problems: list[str] = []

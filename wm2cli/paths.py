@@ -32,7 +32,6 @@ from wm2cli.models import Model
 from wm2cli.rollout import WAYS, Route, Steps, homogeneous, tree_order, walk
 from wm2cli.schema import Schema
 from wm2cli.sources import Progress, quiet
-from wm2cli.state import State
 from wm2cli.store import open_store
 from wm2cli.training.samples import Samples, View
 
@@ -310,11 +309,12 @@ def select(options: Options, on_progress: Progress = quiet) -> Result:
         with torch.inference_mode(), autocast(resolve_precision(options.precision, device), device):
             for number, place in enumerate(chosen):
                 batch = samples.read(np.array([place]), options.leads).to(device)
-                start = model.encode(batch.inputs)
-                for done, (path, latent) in enumerate(walk(model, start, order), number * len(order)):
-                    on_progress("scoring paths", done, count * len(order))
+                truth = {lead: model.normalize(target) for lead, target in batch.targets.items()}
+                walked = walk(model, model.encode(batch.inputs), order)
+                for done, (path, latent) in enumerate(walked, number * len(order) + 1):
                     if path in wanted:
-                        sums[path] += judge(*model.decode_normalized(latent), batch.targets[sum(path)])
+                        sums[path] += judge(model.decode_normalized(latent), truth[sum(path)])
+                    on_progress("scoring paths", done, count * len(order))
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ResourceError(f"out of memory on {device}",
                             hint="try --device cpu, or --precision bf16") from error  # fmt: skip
@@ -394,12 +394,10 @@ class Judge:
     """The square error of a forecast, weighted as in the training of Stormer (arXiv 2312.03876, equation 2).
 
     Args:
-        model: Whose forecasts are judged.
         channels: (C,) float64; weights, over the squares of the standard deviations of the channel's change.
         rows: (H, 1) relative area, mean one.
     """
 
-    model: Model
     channels: Tensor
     rows: Tensor
 
@@ -417,14 +415,13 @@ class Judge:
             raise CheckpointError("the statistics of the weights give no measure of errors", problems=unknown)
         changes = np.array([model.normalizer.std[name] / table[name] for name in names])
         return cls(
-            model, torch.from_numpy(channel_weights(model.schema_out) * changes**2).to(device),
+            torch.from_numpy(channel_weights(model.schema_out) * changes**2).to(device),
             torch.from_numpy(model.grid.area_weights()).float().to(device)[:, None],
         )  # fmt: skip
 
-    def __call__(self, pressure: Tensor, surface: Tensor, truth: State) -> float:
-        """Of normalised fields (1, V, L, H, W) and (1, S, H, W)."""
-        expected = self.model.normalize(truth)
-        errors = [(made - true).flatten(0, -3) for made, true in zip((pressure, surface), expected, strict=True)]
+    def __call__(self, made: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> float:
+        """Of normalised fields, each pair (1, V, L, H, W) and (1, S, H, W)."""
+        errors = [(found - true).flatten(0, -3) for found, true in zip(made, truth, strict=True)]
         by_channel = (torch.cat(errors).square() * self.rows).mean(dim=(-2, -1))
         return float(by_channel.double() @ self.channels)
 
