@@ -50,7 +50,7 @@ def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]
         assert command in text
 
 
-@pytest.mark.parametrize("command", [["forecast"], ["doctor"], ["weights", "init"], ["weights", "info"]])
+@pytest.mark.parametrize("command", [["forecast"], ["paths"], ["doctor"], ["weights", "init"], ["weights", "info"]])
 def test_every_command_shows_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -63,6 +63,8 @@ FLAGS = {
     "--days",
     "--hours",
     "--step",
+    "--leads",
+    "--paths",
     "--source",
     "--option",
     "--cache",
@@ -140,6 +142,10 @@ WRONG = [
     (["--days", "3"], 2, "exclude each other"),
     (["--step", "5"], 2, "must be 1, 3, 6, 12 or 24"),
     (["--step", "24"], 2, "not a multiple of the step"),
+    (["--leads", "6,12"], 2, "--leads stands for --days, --hours and --step"),
+    (["--paths", "12"], 2, "the model has no 12 h step; it has 6 h, 1 h"),
+    (["--paths", "homogenous"], 2, "did you mean 'homogeneous'? they are homogeneous, longest, 6, 1, or a .json"),
+    (["--paths", "absent.json"], 9, "the paths absent.json cannot be read"),
     (["--variables", "t2m,rain"], 2, "unknown variable 'rain'"),
     (["--levels", "500,high"], 2, "not levels in hPa"),
     (["--region", "10/20/30"], 2, "not a region as N/W/S/E"),

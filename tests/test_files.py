@@ -344,6 +344,7 @@ CONTENTS: dict[str, dict[str, Any]] = {
     "plain": PLAIN,
     "everything": all_variables(),
     "regional, lossless": {**PLAIN, "region": (60.0, -20.0, 30.0, 30.0), "lossless": True},
+    "means of paths": {**PLAIN, "paths": (1, 3)},
     "pressure only": {"pressure": ("t",), "levels": (850,), "surface": ()},
     "surface only": {"pressure": (), "levels": (), "surface": ("u100", "mx2t", "msl")},
 }

@@ -20,7 +20,7 @@ from wm2cli.forecast import Options, check_values, encoder_inputs, forecast, lea
 from wm2cli.models import Latent
 from wm2cli.models.weathermesh2 import EncoderConfig, WeatherMesh2
 from wm2cli.planning import plan
-from wm2cli.rollout import Tree, rollout, step_plan
+from wm2cli.rollout import Route, Tree, longest_first, rollout, step_plan
 from wm2cli.state import State
 
 INIT = np.datetime64("2024-01-01T00", "s")
@@ -77,7 +77,7 @@ class Counter:
 def walk(leads: range) -> tuple[Counter, list[tuple[int, object]]]:
     counter = Counter()
     start = counter.make(())
-    found = rollout(counter, start, leads)  # type: ignore[arg-type]
+    found = rollout(counter, start, Route.along(longest_first(counter.steps, leads)))  # type: ignore[arg-type]
     del start
     return counter, list(found)
 
@@ -99,7 +99,7 @@ def test_rollout_holds_a_bounded_number_of_latents(step: int) -> None:
 def test_rollout_equals_steps_by_hand() -> None:
     model = network()
     start = model.encode(state(model))
-    found = dict(rollout(model, start, (1, 6, 7)))
+    found = dict(rollout(model, start, Route.along(longest_first(model.steps, (1, 6, 7)))))
     by_hand = model.decode(model.advance(model.advance(start, 6), 1))
     assert torch.equal(found[7].pressure, by_hand.pressure)
     assert found[7].time == INIT + np.timedelta64(7, "h")
@@ -114,6 +114,14 @@ def test_impossible_lead_times(hours: int, step: int, text: str) -> None:
     with pytest.raises(UsageError) as caught:
         lead_times(Options(INIT, hours, step))
     assert text in str(caught.value)
+
+
+def test_lead_times_can_be_named() -> None:
+    assert lead_times(Options(INIT, 24, leads=(7, 30))) == (7, 30)
+    for leads, text in (((0, 6), "0 h is no lead time"), ((12, 6), "must be some and increase"), ((), "found []")):
+        with pytest.raises(UsageError) as caught:
+            lead_times(Options(INIT, 24, leads=leads))
+        assert text in str(caught.value)
 
 
 def test_values_are_checked_by_channel() -> None:
@@ -135,8 +143,9 @@ def test_windows_follow_the_step() -> None:
     model = network()
     six = select(Options(INIT, 24, 6), model.schema_out, GRID).surface
     assert "lsp_6h" in six
-    one = select(Options(INIT, 24, 1), model.schema_out, GRID).surface
-    assert not any(name.endswith("_6h") for name in one)
+    for hourly in (Options(INIT, 24, 1), Options(INIT, 24, 3), Options(INIT, 24, leads=(7,))):
+        assert not any(name.endswith("_6h") for name in select(hourly, model.schema_out, GRID).surface)
+    assert "lsp_6h" in select(Options(INIT, 24, leads=(12, 30)), model.schema_out, GRID).surface
 
 
 def test_selection_lists_everything_unknown() -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     {"models"},
     {"checkpoint", "devices"},
     {"rollout", "weights", "preprocess"},
-    {"forecast", "training", "doctor"},
+    {"forecast", "training", "doctor", "paths"},
     {"planning"},
     {"cli"},
     {"__main__"},

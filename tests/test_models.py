@@ -66,6 +66,23 @@ def test_inputs_stay_untouched_and_the_module_has_no_memory(model: Model) -> Non
     assert all(torch.equal(value, weights[name]) for name, value in held_by(model).items())
 
 
+def test_decoding_is_denormalizing_what_losses_compare(model: Model) -> None:
+    """`normalize` undoes it, where no physical limit does."""
+    latent = model.advance(model.encode(state(model)), 6)
+    values = model.decode_normalized(latent)
+    out, again = model.decode(latent), model.denormalize(*values, latent.time)
+    assert torch.equal(out.pressure, again.pressure)
+    assert torch.equal(out.surface, again.surface)
+    assert again.time == latent.time
+    wind = model.schema_out.pressure.index("u")
+    torch.testing.assert_close(model.normalize(out)[0][:, wind], values[0][:, wind], rtol=1e-4, atol=1e-4)
+
+
+def test_the_size_of_a_latent_is_known(model: Model) -> None:
+    x = model.encode(state(model)).x
+    assert model.latent_bytes() == x.numel() * x.element_size()
+
+
 def test_a_batch_of_two_equals_two_batches_of_one(model: Model) -> None:
     both = state(model, batch=2)
     out = model.decode(model.advance(model.encode(both), 6))

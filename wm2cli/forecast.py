@@ -1,12 +1,13 @@
 """The forecast command: from an analysis in files to a NetCDF file with the forecast.
 
 A forecast is encoded once, advanced along a tree of steps in which shared beginnings are computed once, and decoded at
-the lead times asked for. States come out of a generator one at a time and go to a writer in another thread, so memory
-does not depend on the length of the forecast.
+the lead times asked for; where several paths lead there, the mean of their states is taken. States come out of a
+generator one at a time and go to a writer in another thread, so memory does not depend on the length of the forecast.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ from wm2cli.devices import Precision, autocast, describe, resolve_device, resolv
 from wm2cli.errors import CheckpointError, RemoteError, ResourceError, UsageError, ValuesError
 from wm2cli.fetch import Access, Obtained, ladder_of, obtain
 from wm2cli.grid import Grid
-from wm2cli.rollout import rollout, step_plan
+from wm2cli.paths import Choice, choose
+from wm2cli.rollout import rollout
 from wm2cli.schema import VARIABLES, Schema, level_text, variable
 from wm2cli.sources import OFFLINE_SOURCE, Progress, Request, open_source, quiet
 from wm2cli.state import State
@@ -48,6 +50,8 @@ class Options:
         init: Valid time of the initial fields, UTC; None is the latest there is.
         hours: Length of the forecast.
         step: Output interval in hours.
+        leads: Lead times in hours, increasing, instead of these two.
+        paths: How the lead times are reached, see `wm2cli.paths.choose`; the model's usual way when None.
         source: Where the analysis comes from (`wm2cli.sources.SOURCES`), several to be tried in order, or `auto`.
         source_options: See `wm2cli.sources.Request`.
         access: How the analysis is got.
@@ -70,6 +74,8 @@ class Options:
     init: np.datetime64 | None
     hours: int
     step: int = 6
+    leads: tuple[int, ...] | None = None
+    paths: str | None = None
     source: str = "auto"
     source_options: Mapping[str, str] = field(default_factory=dict)
     access: Access = field(default_factory=Access)
@@ -139,6 +145,7 @@ class Result:
     sha256_weights: str
     weights: str
     trained: bool
+    paths: str
     device: str
     precision: str
     seconds: Mapping[str, float]
@@ -173,7 +180,7 @@ def forecast(options: Options, on_progress: Progress = quiet) -> Result:
     loaded = checkpoint.load(weights.resolve(options.weights), device)
     model = loaded.model
     refuse_untrained(loaded.header.trained, options)
-    step_plan(model.steps, leads)
+    paths = choose(options.paths, model, leads, lambda: loaded.sha256)
     chosen = select(options, model.schema_out, model.grid)
     groups = encoder_inputs(options, model.inputs)
     size = file_size(options, chosen, len(leads))
@@ -189,18 +196,18 @@ def forecast(options: Options, on_progress: Progress = quiet) -> Result:
               for name, made in analyses.items()}  # fmt: skip
     precision = resolve_precision(options.precision, device)
     read = time.monotonic()
-    attributes = provenance(options, loaded, obtained, analyses, device, precision)
+    attributes = provenance(options, loaded, paths, obtained, analyses, device, precision)
     notes = tuple(note for got in obtained.values() for note in got.notes)
     notes = tuple(dict.fromkeys((*notes, *(note for made in analyses.values() for note in made.notes))))
     writer = ForecastWriter(
         options.target, pressure=chosen.pressure, levels=chosen.levels, surface=chosen.surface, grid=model.grid,
         init=options.start, leads_hours=leads, attributes=attributes, region=options.region, lossless=options.lossless,
-        overwrite=options.overwrite,
+        overwrite=options.overwrite, paths=paths.members if paths.listed else None,
     )  # fmt: skip
     try:
         with torch.inference_mode(), autocast(precision, device), writer:
             on_progress("forecasting", 0, len(leads))
-            for done, (lead, state) in enumerate(rollout(model, model.encode(states), leads), 1):
+            for done, (lead, state) in enumerate(rollout(model, model.encode(states), paths.route), 1):
                 check_values(state, lead)
                 upper, lower = chosen.of(state)
                 writer.write(lead, upper.float().cpu().numpy(), lower.float().cpu().numpy(), cropped=True)
@@ -214,7 +221,7 @@ def forecast(options: Options, on_progress: Progress = quiet) -> Result:
     return Result(
         path=options.target, init=np.datetime_as_string(options.start, unit="m"), leads_hours=leads,
         bytes=options.target.stat().st_size, sha256_weights=loaded.sha256, weights=loaded.header.name,
-        trained=loaded.header.trained, device=str(device), precision=precision,
+        trained=loaded.header.trained, paths=paths.description, device=str(device), precision=precision,
         seconds={"read": round(read - started, 3), "run_and_write": round(ended - read, 3)},
         notes=notes, warnings=warnings,
     )  # fmt: skip
@@ -224,9 +231,16 @@ def lead_times(options: Options) -> tuple[int, ...]:
     """The lead times to write, in hours.
 
     Raises:
-        UsageError: The forecast is not longer than zero, or not a multiple of the step.
+        UsageError: Some are not later than zero, or the forecast is not a multiple of the step.
     """
     problems = []
+    if options.leads is not None:
+        problems += [f"{lead} h is no lead time" for lead in options.leads if lead < 1]
+        if not options.leads or list(options.leads) != sorted(set(options.leads)):
+            problems.append(f"lead times must be some and increase, found {list(options.leads)}")
+        if problems:
+            raise UsageError("the lead times are not possible", problems=problems)
+        return options.leads
     if options.hours <= 0:
         problems.append(f"the forecast must be longer than zero, found {options.hours} h")
     if options.step not in (1, 3, 6, 12, 24):
@@ -241,15 +255,15 @@ def lead_times(options: Options) -> tuple[int, ...]:
 def select(options: Options, schema: Schema, grid: Grid) -> Selection:
     """What to write of the model's output.
 
-    Sums and extremes exist over one hour and over six; without a choice the ones are written that fit the output
-    interval: one hour below 6 h, six from there on.
+    Sums and extremes exist over one hour and over six; without a choice the ones are written that fit the lead times:
+    six hours where all are multiples of that, else one hour.
 
     Raises:
         UsageError: Variables or levels the model does not make, all of them named; or an impossible region.
     """
     names = options.variables
     if names is None:
-        window = 1 if options.step < 6 else 6
+        window = 1 if math.gcd(*lead_times(options)) % 6 else 6
         fits = [name for name in schema.surface if VARIABLES[name].window_hours in (0, window)]
         names = (*schema.pressure, *fits)
     problems: list[str] = []
@@ -369,7 +383,7 @@ def check_values(state: State, lead_hours: int) -> None:
                           hint="check the initial fields; trained weights on sound input do not do this")  # fmt: skip
 
 
-def provenance(options: Options, loaded: Checkpoint, obtained: Mapping[str, Obtained],
+def provenance(options: Options, loaded: Checkpoint, paths: Choice, obtained: Mapping[str, Obtained],
                analyses: Mapping[str, Analysis], device: torch.device,
                precision: str) -> dict[str, str | int | float]:  # fmt: skip
     """Global attributes: everything needed to tell how a file came about."""
@@ -393,12 +407,15 @@ def provenance(options: Options, loaded: Checkpoint, obtained: Mapping[str, Obta
         "initial_conditions_files": "\n".join(files),
         "initial_conditions_processing": "\n".join(notes) or "none",
         "encoders": ", ".join(analyses),
+        "paths_description": paths.description,
         "device": describe(device),
         "precision": precision,
         "software": f"wm2 {wm2cli.__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"Python {platform.python_version()}",
         "command_line": options.command_line or "wm2cli.forecast.forecast()",
     }
+    if paths.listed:
+        attributes["paths_by_lead_time"] = paths.text
     if urls:
         attributes["initial_conditions_urls"] = "\n".join(dict.fromkeys(urls))
     if any(thanks):

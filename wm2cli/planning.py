@@ -24,7 +24,7 @@ from wm2cli.forecast import (
     refuse_untrained,
     select,
 )
-from wm2cli.rollout import count_steps, step_plan
+from wm2cli.paths import choose
 from wm2cli.sources import Request
 from wm2cli.writing import check_space
 
@@ -67,18 +67,19 @@ def plan(options: Options) -> Plan:
     path = weights.resolve(options.weights)
     header, model = checkpoint.skeleton(path)
     refuse_untrained(header.trained, options)
-    tree = step_plan(model.steps, leads)
+    choice = choose(options.paths, model, leads, lambda: checkpoint.file_sha256(path))
     chosen = select(options, model.schema_out, model.grid)
     groups = encoder_inputs(options, model.inputs)
-    counts = count_steps(tree)
+    route, decodes = choice.route, sum(choice.members)
     operations = model.operations()
-    total = operations["encode"] * len(groups) + operations["decode"] * len(leads)
-    total += sum(number * operations[f"advance {step}"] for step, number in counts.items())
+    total = operations["encode"] * len(groups) + operations["decode"] * decodes
+    total += sum(number * operations[f"advance {step}"] for step, number in route.advances.items())
     rate = measure_rate(device, precision)
     size = file_size(options, chosen, len(leads))
     parameters = sum(parameter.numel() for parameter in model.parameters()) if isinstance(model, torch.nn.Module) else 0
     fields = 4 * len(model.schema_out.channels) * model.grid.shape[0] * model.grid.shape[1]
     memory = 4 * parameters + model.working_bytes(2 if precision == "bf16" else 4)
+    memory += (route.latents - 1) * model.latent_bytes() + route.means * fields
     host = (memory if device.type == "cpu" else 2 * 4 * parameters) + 4 * fields + BASE_BYTES
     problems = []
     if host > (have := host_memory()):
@@ -103,8 +104,10 @@ def plan(options: Options) -> Plan:
         reads=tuple(reads),
         weights={"path": str(path), "name": header.name, "bytes": path.stat().st_size, "parameters": parameters,
                  "trained": header.trained},
-        runs={"device": str(device), "precision": precision, "encodes": len(groups), "decodes": len(leads),
-              "advances": {str(step): number for step, number in sorted(counts.items(), reverse=True)},
+        runs={"device": str(device), "precision": precision, "encodes": len(groups), "decodes": decodes,
+              "advances": {str(step): number for step, number in route.advances.items()},
+              "evaluations": len(route.order), "paths": choice.description, "latents_held": route.latents,
+              "means_held": route.means,
               "operations": total, "operations_per_second": rate, "seconds": total / rate, "host_bytes": host,
               "device_bytes": memory if device.type == "cuda" else 0},
         writes={"path": str(options.target), "times": len(leads), "first_lead_hours": leads[0],

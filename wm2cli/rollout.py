@@ -1,43 +1,168 @@
-"""Rolling a model out: the tree of steps that reaches a set of lead times, and the states along it."""
+"""Rolling a model out: the paths of steps to each lead time, and the states along them.
+
+A path is a sequence of steps in hours. A lead time that several paths reach gets the mean of their states (Stormer,
+arXiv 2312.03876, section 3.3). Beginnings that paths share are computed once, so that all paths together are a tree;
+what has to be held while it is computed depends on the order of its steps, and is known before the first of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from torch import Tensor
 
 from wm2cli.errors import UsageError
 from wm2cli.models import Latent, Model
 from wm2cli.state import State
 
+Steps = tuple[int, ...]
+"""A path: steps in hours, one after the other; their sum is the lead time."""
 
-def rollout(model: Model, start: Latent, leads: Sequence[int]) -> Iterator[tuple[int, State]]:
-    """States at the lead times, in increasing order, each step of the tree computed once.
+Paths = Mapping[int, tuple[Steps, ...]]
+"""For each lead time in hours the paths whose states are averaged."""
+
+
+def longest_first(steps: Sequence[int], leads: Sequence[int]) -> Paths:
+    """One path to each lead time: longest steps first, which needs the fewest.
+
+    Raises:
+        UsageError: Lead times that no such sequence reaches; all are named.
+    """
+    made = {}
+    for lead in leads:
+        path: list[int] = []
+        for step in sorted(steps, reverse=True):
+            path += [step] * ((lead - sum(path)) // step)
+        made[lead] = (tuple(path),)
+    _refuse_unreached(steps, [lead for lead, (path,) in made.items() if sum(path) != lead])
+    return made
+
+
+def homogeneous(steps: Sequence[int], leads: Sequence[int]) -> Paths:
+    """To each lead time the paths of equal steps, one for every step length that divides it.
+
+    Raises:
+        UsageError: Lead times that no step divides; all are named.
+    """
+    made = {lead: tuple(dict.fromkeys((step,) * (lead // step) for step in sorted(steps) if lead % step == 0))
+            for lead in leads}  # fmt: skip
+    _refuse_unreached(steps, [lead for lead, paths in made.items() if not paths])
+    return made
+
+
+WAYS: dict[str, Callable[[Sequence[int], Sequence[int]], Paths]] = {
+    "homogeneous": homogeneous,
+    "longest": longest_first,
+}
+"""How steps can reach lead times, by the name that a model gives its usual way (`Model.paths`)."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Paths, and the order in which the steps of their tree are taken.
+
+    Args:
+        paths: By lead time.
+        order: Every step once, named by the path that ends with it; a step comes after the one before it.
+        latents: The most latents that are held while a step is computed.
+        means: The most unfinished means that are held beside them.
+    """
+
+    paths: Paths
+    order: tuple[Steps, ...]
+    latents: int
+    means: int
+
+    @classmethod
+    def along(cls, paths: Paths) -> Route:
+        """The better of two orders.
+
+        By lead time, a latent is held for each path, and one mean at a time: what is held does not grow with the lead
+        times, and states come out in their order. Branch by branch, few latents are held, but the mean of every lead
+        time. The first is better for a few paths to many lead times, the second for many paths to a few.
+        """
+        tree = tree_order(path for some in paths.values() for path in some)
+        by_lead, by_branch = (_measured(paths, order) for order in (tuple(sorted(tree, key=sum)), tree))
+        return by_branch if by_branch.latents + by_branch.means < by_lead.latents + by_lead.means else by_lead
+
+    @property
+    def advances(self) -> dict[int, int]:
+        """How often each step is taken, by its hours, longest first."""
+        counts = Counter(path[-1] for path in self.order)
+        return {step: counts[step] for step in sorted(counts, reverse=True)}
+
+
+def rollout(model: Model, start: Latent, route: Route) -> Iterator[tuple[int, State]]:
+    """States at the lead times of a route; where several paths lead, the mean of their states.
+
+    Means are taken of normalised float32 fields: these are what the paper averages, they are all near one, so that a
+    sum loses no digits, and physical limits (q >= 0) are applied once, to the mean.
 
     Args:
         model: Any model.
         start: Latent at lead 0.
-        leads: Hours, each a sum of the model's steps.
+        route: Where to go.
 
     Yields:
-        (lead in hours, state). At most the latents of one branch are held, whatever the number of leads.
-
-    Raises:
-        UsageError: A lead cannot be made from the model's steps.
+        (lead in hours, state), each lead time when its last path has come there.
     """
-    tree = step_plan(model.steps, leads)
-    wanted = set(leads)
-    if 0 in wanted:
+    members = {path for paths in route.paths.values() for path in paths}
+    sums: dict[int, tuple[Tensor, Tensor]] = {}
+    arrived: Counter[int] = Counter()
+
+    def arrive(lead: int, latent: Latent) -> State | None:
+        paths = route.paths[lead]
+        if len(paths) == 1:
+            return model.decode(latent)
+        pressure, surface = model.decode_normalized(latent)
+        if lead in sums:
+            pressure, surface = sums[lead][0] + pressure, sums[lead][1] + surface
+        sums[lead] = pressure, surface
+        arrived[lead] += 1
+        if arrived[lead] < len(paths):
+            return None
+        del sums[lead]
+        return model.denormalize(pressure / len(paths), surface / len(paths), latent.time)
+
+    if () in members:
         yield 0, model.decode(start)
-    # Pending steps; the shortest on top. Its lead times lie before those of the longer steps from the same latent, so
-    # the states come out in order, and a latent is let go when its last step has been taken.
-    pending = _children(start, 0, tree)
+    walked = walk(model, start, route.order)
     del start
-    while pending:
-        latent, hours, lead, branch = pending.pop()
-        latent = model.advance(latent, hours)
-        if lead in wanted:
-            yield lead, model.decode(latent)
-        pending += _children(latent, lead, branch)
+    for path, latent in walked:
+        state = arrive(sum(path), latent) if path in members else None
+        del latent  # while the next one is computed, only those are held that others follow from
+        if state is not None:
+            yield sum(path), state
+        del state
+
+
+def walk(model: Model, start: Latent, order: Sequence[Steps]) -> Iterator[tuple[Steps, Latent]]:
+    """The latents at the end of every step of a tree, each computed once and let go after its last step.
+
+    Args:
+        model: Any model.
+        start: Latent at lead 0.
+        order: As in a `Route`.
+    """
+    last = {path[:-1]: number for number, path in enumerate(order)}
+    held: dict[Steps, Latent] = {(): start}
+    del start
+    for number, path in enumerate(order):
+        latent = model.advance(held[path[:-1]], path[-1])
+        if last[path[:-1]] == number:
+            del held[path[:-1]]
+        if path in last:
+            held[path] = latent
+        yield path, latent
         del latent
+
+
+def tree_order(paths: Iterable[Steps]) -> tuple[Steps, ...]:
+    """Every step of the paths' tree once, branch by branch."""
+    return tuple(sorted({path[:end] for path in paths for end in range(1, len(path) + 1)}))
 
 
 Tree = dict[int, "Tree"]
@@ -45,37 +170,38 @@ Tree = dict[int, "Tree"]
 
 
 def step_plan(steps: Sequence[int], leads: Sequence[int]) -> Tree:
-    """The tree of steps that reaches all lead times: longest steps first, shared beginnings once.
+    """The tree of steps that reaches all lead times, longest steps first, as a recursion walks it.
 
     Raises:
         UsageError: Lead times that no such sequence reaches; all are named.
     """
     tree: Tree = {}
-    unreachable = []
-    for lead in leads:
-        rest, branch = lead, tree
-        for step in sorted(steps, reverse=True):
-            while rest >= step:
-                branch, rest = branch.setdefault(step, {}), rest - step
-        if rest:
-            unreachable.append(lead)
-    if unreachable:
-        some = ", ".join(f"{lead} h" for lead in unreachable[:5]) + (", ..." if len(unreachable) > 5 else "")
-        raise UsageError(f"the model's steps of {', '.join(f'{step} h' for step in steps)} do not reach {some}",
-                         hint=f"choose a --step that is a multiple of {min(steps)} hours")  # fmt: skip
+    for (path,) in longest_first(steps, leads).values():
+        branch = tree
+        for step in path:
+            branch = branch.setdefault(step, {})
     return tree
 
 
-def count_steps(tree: Tree) -> dict[int, int]:
-    """How often each step of a tree is taken, by its hours."""
-    counts: dict[int, int] = {}
-    pending = [tree]
-    while pending:
-        for step, branch in pending.pop().items():
-            counts[step] = counts.get(step, 0) + 1
-            pending.append(branch)
-    return counts
+def _measured(paths: Paths, order: tuple[Steps, ...]) -> Route:
+    number = {path: place for place, path in enumerate(order)}
+    last = {path[:-1]: place for place, path in enumerate(order)}
+    latents = [(number.get(path, -1) + 1, end) for path, end in last.items()]
+    places = [sorted(number[path] for path in some) for some in paths.values() if len(some) > 1]
+    return Route(paths, order, _most(latents), _most([(some[0] + 1, some[-1]) for some in places]))
 
 
-def _children(latent: Latent, lead: int, branch: Tree) -> list[tuple[Latent, int, int, Tree]]:
-    return [(latent, step, lead + step, branch[step]) for step in sorted(branch, reverse=True)]
+def _most(lifetimes: Sequence[tuple[int, int]]) -> int:
+    """How many lifetimes overlap at most; each from its first to its last step, both included."""
+    changes: Counter[int] = Counter()
+    for first, end in lifetimes:
+        changes[first] += 1
+        changes[end + 1] -= 1
+    return max(accumulate(changes[place] for place in sorted(changes)), default=0)
+
+
+def _refuse_unreached(steps: Sequence[int], leads: Sequence[int]) -> None:
+    if leads:
+        some = ", ".join(f"{lead} h" for lead in leads[:5]) + (", ..." if len(leads) > 5 else "")
+        raise UsageError(f"the model's steps of {', '.join(f'{step} h' for step in steps)} do not reach {some}",
+                         hint=f"choose a --step that is a multiple of {min(steps)} hours")  # fmt: skip

@@ -12,6 +12,7 @@ from wm2cli.cli.arguments import (
     command_line,
     names,
     parse_duration,
+    parse_leads,
     parse_levels,
     parse_options,
     parse_region,
@@ -32,6 +33,8 @@ wm2 forecast --init 2024-01-01T00 --days 14 --input analysis.grib --weights wm2-
 
 wm2 forecast --init 2024-01-01T00 --hours 48 --step 1 --input pl.nc --input sfc.nc --variables t2m --region 72/-25/34/45
 
+wm2 forecast --init 2024-01-01T00 --leads 24,72,120 --weights stormer.safetensors --paths paths.json
+
 wm2 forecast --init 2024-01-01T00 --source idealized --weights mini.safetensors --allow-untrained --plan --json"""
 )
 def forecast(
@@ -41,8 +44,24 @@ def forecast(
     days: Annotated[float | None, typer.Option(help="Length in days (default 14).", show_default=False)] = None,
     hours: Annotated[int | None, typer.Option(help="Length in hours, instead of --days.", show_default=False)] = None,
     step: Annotated[
-        int, typer.Option(help="Hours between outputs: 1, 3, 6, 12 or 24; below 6 the 1 h processor runs.")
-    ] = 6,
+        int | None,
+        typer.Option(
+            help="Hours between outputs: 1, 3, 6 (default), 12 or 24; below 6 the 1 h processor runs.",
+            show_default=False,
+        ),
+    ] = None,
+    leads: Annotated[
+        str | None,
+        typer.Option(help="Lead times in hours, instead of --days and --step: 24,72,120.", show_default=False),
+    ] = None,
+    paths: Annotated[
+        str | None,
+        typer.Option(
+            help="Steps to each lead time: homogeneous (the mean over all step lengths, Stormer's default), longest "
+            "(first, WeatherMesh-2's), 6, 12, 24, or a .json file of wm2 paths.",
+            show_default=False,
+        ),
+    ] = None,
     source: Annotated[
         str,
         typer.Option(
@@ -115,6 +134,8 @@ def forecast(
     """Run a forecast from an analysis and write it to one NetCDF file."""
     if days is not None and hours is not None:
         raise UsageError("--days and --hours exclude each other", hint="give one of them")
+    if leads is not None and (days, hours, step) != (None, None, None):
+        raise UsageError("--leads stands for --days, --hours and --step", hint="give it alone")
     length = hours if hours is not None else 24 * (14.0 if days is None else days)
     problems: list[str] = []
     if length != int(length):
@@ -127,13 +148,15 @@ def forecast(
     oldest = collect(problems, parse_duration, max_age)
     bounds = collect(problems, parse_region, region)
     pressures = collect(problems, parse_levels, levels)
+    times = collect(problems, parse_leads, leads)
     if problems:
         raise UsageError("the command line is not possible", problems=problems)
     from wm2cli import forecast as command
     from wm2cli.fetch import Access
 
     chosen = command.Options(
-        init=instant, hours=int(length), step=step, source=source, source_options=source_options,
+        init=instant, hours=int(length), step=6 if step is None else step, leads=times, paths=paths, source=source,
+        source_options=source_options,
         access=Access(cache, None, offline, patience or 0.0, oldest), inputs=tuple(inputs or ()),
         weights=weights, out=out, variables=names(variables), levels=pressures, region=bounds, device=device,
         precision=precision,  # type: ignore[arg-type]
@@ -189,6 +212,8 @@ def _show_plan(document: dict[str, Any]) -> None:
         "run",
         f"on {runs['device']} in {runs['precision']}: {runs['encodes']} encode, {steps}, {runs['decodes']} decode",
     )
+    held_states = f"; {runs['latents_held']} latents and {runs['means_held']} means held" * bool(runs["means_held"])
+    table.add_row("paths", f"{runs['paths']}: {runs['evaluations']} steps{held_states}")
     table.add_row("", f"{runs['operations'] / 1e12:.3g} TFLOP, roughly {runs['seconds']:.2g} s")
     memory = f"roughly {size(runs['host_bytes'])}" + (
         f", {size(runs['device_bytes'])} on the GPU" if runs["device_bytes"] else ""

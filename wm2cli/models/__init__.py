@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wm2cli.grid import Grid
@@ -38,6 +40,8 @@ class Model(Protocol):
     normalizer: Normalizer
     steps: tuple[int, ...]
     """Step lengths in hours, longest first."""
+    paths: str
+    """How a forecast usually reaches its lead times; a key of `wm2cli.rollout.WAYS`."""
 
     def encode(self, states: State | Mapping[str, State]) -> Latent:
         """The latent of an analysis."""
@@ -54,11 +58,17 @@ class Model(Protocol):
     def normalize(self, state: State) -> tuple[Tensor, Tensor]:
         """A state of the output's schema as `decode_normalized` would give it."""
 
+    def denormalize(self, pressure: Tensor, surface: Tensor, time: NDArray[np.datetime64]) -> State:
+        """The inverse of `normalize`, within physical limits; `decode` is `decode_normalized` and this."""
+
     def operations(self) -> Mapping[str, float]:
         """Floating-point operations of `encode`, `decode` and each `advance N` for one instant."""
 
     def working_bytes(self, bytes_per_value: int) -> int:
         """Rough peak of activations in bytes for one instant, weights not counted."""
+
+    def latent_bytes(self) -> int:
+        """Bytes of one latent of one instant."""
 
 
 MODELS: dict[str, tuple[type[Any], type[Any]]] = {

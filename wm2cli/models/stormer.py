@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wm2cli.errors import CheckpointError, ConfigError, UsageError
@@ -157,6 +158,8 @@ class Stormer(nn.Module):
         CheckpointError: The statistics do not fit the schema, or lack changes over an interval.
     """
 
+    paths = "homogeneous"
+
     def __init__(
         self, config: StormerConfig, grid: Grid, normalizer: Normalizer, static: Mapping[str, Tensor] | None = None
     ) -> None:
@@ -215,8 +218,7 @@ class Stormer(nn.Module):
 
     def decode(self, latent: Latent) -> State:
         """The state of a latent; values beyond a variable's physical limits (q < 0) are set to them."""
-        pressure, surface = self.statistics.denormalize(*self.decode_normalized(latent))
-        return State(self.schema_out, self.grid, latent.time, pressure, surface)
+        return self.denormalize(*self.decode_normalized(latent), latent.time)
 
     def decode_normalized(self, latent: Latent) -> tuple[Tensor, Tensor]:
         """(B, V, L, H, W) and (B, S, H, W) in standard deviations, without limits, float32."""
@@ -229,6 +231,10 @@ class Stormer(nn.Module):
     def normalize(self, state: State) -> tuple[Tensor, Tensor]:
         """A state as `decode_normalized` would give it."""
         return self.statistics.normalize(state.pressure, state.surface)
+
+    def denormalize(self, pressure: Tensor, surface: Tensor, time: NDArray[np.datetime64]) -> State:
+        """The state whose `normalize` these values are, within physical limits."""
+        return State(self.schema_out, self.grid, time, *self.statistics.denormalize(pressure, surface))
 
     def arrange(self, pressure: Tensor, surface: Tensor) -> Tensor:
         """What `normalize` gives in the network's order, rows from south to north: (B, C, H, W)."""
@@ -292,6 +298,10 @@ class Stormer(nn.Module):
         aggregation = values * (3 * config.heads + 3 * (config.patch**2 + 1)) + 4 * 2 * tokens
         fields = net.channels * math.prod(self.grid.shape) * 4
         return int(max(block, aggregation) + 4 * tokens + 3 * fields)
+
+    def latent_bytes(self) -> int:
+        """Bytes of one latent of one instant: a normalised state."""
+        return 4 * self.net.channels * math.prod(self.grid.shape)
 
     def _intervals(self, hours: int | Sequence[int] | Tensor, batch: int) -> tuple[int, ...]:
         """One interval where all samples have the same, else one a sample."""

@@ -185,6 +185,8 @@ class WeatherMesh2(nn.Module):
         CheckpointError: The statistics do not fit the schemas.
     """
 
+    paths = "longest"
+
     def __init__(
         self, config: WeatherMesh2Config, grid: Grid, normalizer: Normalizer, static: Mapping[str, Tensor] | None = None
     ) -> None:
@@ -274,8 +276,7 @@ class WeatherMesh2(nn.Module):
 
     def decode(self, latent: Latent) -> State:
         """The state of a latent; values beyond a variable's physical limits (q < 0, cloud > 1) are set to them."""
-        pressure, surface = self.decoder.statistics.denormalize(*self.decode_normalized(latent))
-        return State(self.schema_out, self.grid, latent.time, pressure, surface)
+        return self.denormalize(*self.decode_normalized(latent), latent.time)
 
     def decode_normalized(self, latent: Latent) -> tuple[Tensor, Tensor]:
         """What losses compare: (B, V, L, H, W) and (B, S, H, W) in standard deviations, without limits, float32."""
@@ -286,6 +287,10 @@ class WeatherMesh2(nn.Module):
     def normalize(self, state: State) -> tuple[Tensor, Tensor]:
         """A state of the output's schema as `decode_normalized` would give it."""
         return self.decoder.statistics.normalize(state.pressure, state.surface)
+
+    def denormalize(self, pressure: Tensor, surface: Tensor, time: NDArray[np.datetime64]) -> State:
+        """The state whose `normalize` these values are, within physical limits."""
+        return State(self.schema_out, self.grid, time, *self.decoder.statistics.denormalize(pressure, surface))
 
     def operations(self) -> dict[str, float]:
         """Floating-point operations of `encode`, `decode` and each `advance N` for one instant.
@@ -325,6 +330,10 @@ class WeatherMesh2(nn.Module):
         fields = len(self.schema_out.channels) * height * across * 4
         stage = (self.config.surface_widths[0] * 5 + 2 * len(self.schema_out.surface)) * height * across
         return max(block, stage * bytes_per_value + tokens * 4) + 3 * fields
+
+    def latent_bytes(self) -> int:
+        """Bytes of one latent of one instant."""
+        return 4 * math.prod(self.latent_shape)
 
     def _extra(self, time: NDArray[np.datetime64], names: tuple[str, ...]) -> Tensor:
         """Forcings and constants beside each other, (B, F + K, H, W)."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from wm2cli.errors import ConfigError, DataError, UsageError
-from wm2cli.rollout import step_plan
+from wm2cli.rollout import WAYS
 from wm2cli.store import Store
 from wm2cli.training.build import Built, part_problems
 from wm2cli.training.losses import Weights, make_weights, persistence_errors
@@ -140,8 +140,9 @@ class Preparation:
     ) -> Validation | None:
         """The forecasts that are made to judge a stage; None, and a note why, when its store has nothing for them."""
         store = self.stores[stage.data]
+        way = self.built.model.paths
         leads = tuple(lead for lead in sorted(set(self.recipe.validation_leads))
-                      if lead % store.step_hours == 0 and not self._unreachable((lead,)))  # fmt: skip
+                      if lead % store.step_hours == 0 and not self._unreachable((lead,), way))  # fmt: skip
         try:
             if not leads:
                 raise DataError(f"the model's steps reach none of the validation_leads that are multiples of the "
@@ -159,10 +160,10 @@ class Preparation:
         )  # fmt: skip
         return Validation(samples, chosen, leads, climatology)
 
-    def _unreachable(self, leads: Sequence[int]) -> list[str]:
-        """What is wrong with lead times that the model's steps do not reach."""
+    def _unreachable(self, leads: Sequence[int], way: str = "longest") -> list[str]:
+        """What is wrong with lead times that the model's steps do not reach in a way."""
         try:
-            step_plan(self.built.model.steps, leads)
+            WAYS[way](self.built.model.steps, leads)
         except UsageError as error:
             return [error.message]
         return []

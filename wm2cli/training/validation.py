@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wm2cli.models import Model
-from wm2cli.rollout import rollout
+from wm2cli.rollout import WAYS, Route, rollout
 from wm2cli.schema import Schema
 from wm2cli.state import State
 from wm2cli.training.samples import Samples, View
@@ -109,6 +109,7 @@ class Validation:
         names = headlines(model.schema_out)
         area = self.samples.grid.area_weights()[:, None]
         area = area / (area.sum() * self.samples.grid.shape[1])  # sums to one over the globe
+        route = Route.along(WAYS[model.paths](model.steps, self.leads))
         sums = {kind: np.zeros((len(self.leads), len(names))) for kind in
                 ("forecast", "persistence", "climatology", "made", "true")}  # fmt: skip
         for done, place in enumerate(self.chosen):
@@ -116,7 +117,7 @@ class Validation:
             batch = self.samples.read(np.array([place]), (0, *self.leads))
             first = _stack(batch.targets[0], names)
             inputs = {name: state.to(device) for name, state in batch.inputs.items()}
-            for lead, state in rollout(model, model.encode(inputs), self.leads):
+            for lead, state in rollout(model, model.encode(inputs), route):
                 row = self.leads.index(lead)
                 truth, made = _stack(batch.targets[lead], names), _stack(state.to("cpu"), names)
                 usual = self.climatology.at(batch.targets[lead].time)[0]

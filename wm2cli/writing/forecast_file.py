@@ -192,6 +192,7 @@ class ForecastWriter:
         overwrite: Replace an existing file, once the new one is complete.
         compression_level: 0 none, 1 fast, up to 9 small.
         threads: Threads that compress; as many as there are processor cores by default.
+        paths: How many rollouts each lead time is the mean of, if the file is to say so.
 
     Raises:
         UsageError: A variable is unknown, the region is impossible or empty, or the file exists or is no
@@ -216,6 +217,7 @@ class ForecastWriter:
         overwrite: bool = False,
         compression_level: int = 1,
         threads: int | None = None,
+        paths: Sequence[int] | None = None,
     ) -> None:
         self.path = Path(path)
         self.crop = crop(grid, region)
@@ -231,6 +233,7 @@ class ForecastWriter:
             attributes=dict(attributes or {}),
             lossless=lossless,
             compression_level=compression_level,
+            paths=None if paths is None else tuple(paths),
         )
         self._target = _Target(self.path, overwrite)
         self._threads = threads or _cores()

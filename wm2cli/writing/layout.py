@@ -69,6 +69,7 @@ class Layout:
         attributes: Global attributes of the caller.
         lossless: Whether values keep all their bits.
         compression_level: 0 to 9.
+        paths: How many rollouts each lead time is the mean of; None leaves it unsaid.
 
     Raises:
         ValueError: The parts don't make a file.
@@ -84,6 +85,7 @@ class Layout:
     attributes: Mapping[str, str | int | float]
     lossless: bool = False
     compression_level: int = 1
+    paths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for what, numbers in (("lead times", self.leads_hours), ("levels", self.levels)):
@@ -94,6 +96,8 @@ class Layout:
             raise ValueError("a variable is given twice, or is no variable on pressure levels or no surface variable")
         if not self.variables or not self.leads_hours or bool(self.pressure) != bool(self.levels):
             raise ValueError("a forecast file needs lead times, variables, and levels for those on pressure levels")
+        if self.paths is not None and len(self.paths) != len(self.leads_hours):
+            raise ValueError(f"{len(self.paths)} numbers of paths were given for {len(self.leads_hours)} lead times")
         if np.isnat(self.init):
             raise ValueError("a forecast file needs a start time")
         if not 0 <= self.compression_level <= 9:
@@ -218,6 +222,9 @@ class Layout:
             "dtype": "timedelta64[ns]",  # tells xarray, since 2026, a duration from a number of hours
         }
         _variable(dataset, "lead_time", "i4", self.leads_hours, lead_time, ("time",))
+        if self.paths is not None:
+            described = "number of rollouts whose mean the forecast is"
+            _variable(dataset, "paths", "i4", self.paths, {"long_name": described, "units": "1"}, ("time",))
         start = {"standard_name": "forecast_reference_time", "long_name": "start of the forecast", **clock}
         _variable(dataset, "forecast_reference_time", "i4", 0, start)
 
@@ -237,7 +244,7 @@ class Layout:
             attributes["standard_name"] = variable.standard_name
         if variable.units == "K":
             attributes["units_metadata"] = "temperature: on_scale"
-        coordinates = ["lead_time", "forecast_reference_time"]
+        coordinates = ["lead_time", "forecast_reference_time", *(["paths"] if self.paths is not None else [])]
         attributes["cell_methods"] = f"time: {variable.statistic}"
         window = self._windows.get(variable.window_hours, "time")
         if window != "time":
