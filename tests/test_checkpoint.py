@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,6 @@ import pytest
 import torch
 from networks import network, state, static
 
-from wm2cli import checkpoint
 from wm2cli.checkpoint import FORMAT, Header, load, read_header, save
 from wm2cli.errors import CheckpointError, ConfigError, ResourceError
 from wm2cli.state import Normalizer
@@ -63,11 +63,13 @@ def test_the_same_contents_make_the_same_file(written: Path, tmp_path: Path) -> 
 
 
 def test_nothing_half_written_carries_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    def fail(descriptor: int) -> None:
+        (partial,) = tmp_path.iterdir()
+        assert partial.name.endswith(".part")
+        assert partial.stat().st_size > 1000
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     model = network()
     with pytest.raises(ResourceError, match="No space left"):
         save(tmp_path / "net.safetensors", model, Header("weathermesh2", "x", model.config, model.normalizer), {})

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 import wm2cli
@@ -25,10 +25,13 @@ from wm2cli.config import from_mapping, to_mapping
 from wm2cli.errors import CheckpointError, ResourceError, ValuesError, Wm2Error
 from wm2cli.grid import Grid
 from wm2cli.models import MODELS, Model
+from wm2cli.sources import Progress, quiet
 from wm2cli.state import Normalizer
 
 FORMAT = 1
 """Format number of the files this version writes and reads."""
+
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,20 @@ class Checkpoint:
     path: Path
 
 
+@dataclass(frozen=True)
+class Values:
+    """A tensor that is read when it is written down.
+
+    Args:
+        dtype, shape: Of the tensor.
+        read: Gives it, contiguous and on the CPU.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
 def save(
     path: Path, model: Model, header: Header, static: Mapping[str, Tensor], *, half: bool = False
 ) -> None:  # fmt: skip
@@ -97,33 +114,53 @@ def save(
     if not isinstance(model, torch.nn.Module):
         raise TypeError("only torch modules can be saved")
     kind = torch.float16 if half else torch.float32
-    tensors = {f"model.{name}": value.detach().to("cpu", kind).contiguous()
-               for name, value in model.state_dict().items()}  # fmt: skip
-    if half and not all(bool(value.isfinite().all()) for value in tensors.values()):
+    parameters = model.state_dict()
+    if half and not all(bool(value.detach().to(kind).isfinite().all()) for value in parameters.values()):
         raise ValuesError("these weights are too large for 16 bits", hint="store them in 32 bits")
-    tensors |= {f"static.{name}": value.detach().cpu().float().contiguous() for name, value in static.items()}
-    tensors["grid.lat"] = torch.from_numpy(model.grid.lat.copy())
-    tensors["grid.lon"] = torch.from_numpy(model.grid.lon.copy())
-    document = {
-        "format": FORMAT,
-        "model": header.model,
-        "name": header.name,
-        "config": to_mapping(header.config),
-        "normalizer": header.normalizer.to_dict(),
-        "trained": header.trained,
-        "training": dict(header.training),
-        "static": dict(header.static),
-        "licence": header.licence,
-        "created": header.created,
-        "digest": _digest(tensors),
-    }
+    write(path, header, model.grid, {name: _values(value, kind) for name, value in parameters.items()},
+          {name: _values(value, torch.float32) for name, value in static.items()})  # fmt: skip
+
+
+def write(
+    path: Path, header: Header, grid: Grid, parameters: Mapping[str, Values],
+    static: Mapping[str, Values] | None = None, on_progress: Progress = quiet,
+) -> None:  # fmt: skip
+    """Writes a checkpoint of parameters that are read one at a time; the name appears only when it is complete.
+
+    Args:
+        path: Target; its folder must exist.
+        header: Its digest is filled in here.
+        grid: Of the model.
+        parameters: Of the network, by their names in its `state_dict`.
+        static: Static fields.
+
+    Raises:
+        ResourceError: The folder does not exist, is not writable, or the disk is full.
+    """
+    tensors = {f"model.{name}": value for name, value in parameters.items()}
+    tensors |= {f"static.{name}": value for name, value in (static or {}).items()}
+    tensors["grid.lat"], tensors["grid.lon"] = (_values(torch.from_numpy(axis.copy()), torch.float64)
+                                                for axis in (grid.lat, grid.lon))  # fmt: skip
+    begins, data = _layout(tensors)
+    digest = _Digest()
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, partial, metadata={"wm2": json.dumps(document)})
-        with partial.open("rb") as stream:
+        with partial.open("wb") as stream:
+            # The digest is known at the end, its length from the start: what comes before the tensors is written twice.
+            first = len(_preamble(header, data, "0" * 64))
+            for done, name in enumerate(sorted(tensors)):
+                on_progress(f"writing {path.name}", done, len(tensors))
+                value = tensors[name].read()
+                if value.dtype != tensors[name].dtype or tuple(value.shape) != tensors[name].shape:
+                    raise TypeError(f"{name} is {value.dtype} {tuple(value.shape)}, not as announced")
+                stream.seek(first + begins[name])
+                stream.write(digest.add(name, value))
+            stream.seek(0)
+            stream.write(_preamble(header, data, digest.text()))
+            stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise ResourceError(
             f"cannot write {path}: {error}", hint="check the folder, its rights and the free space"
         ) from error
@@ -181,16 +218,37 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     weights = {name.removeprefix("model."): value.float() for name, value in tensors.items()
                if name.startswith("model.")}  # fmt: skip
     model = _build(path, header, tensors, static)
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    problems = [f"{name} is missing" for name in wanted if name not in weights]
-    problems += [f"{name} is not part of the model" for name in weights if name not in wanted]
-    problems += [f"{name} is {tuple(weights[name].shape)}, expected {shape}" for name, shape in wanted.items()
-                 if name in weights and tuple(weights[name].shape) != shape]  # fmt: skip
-    if problems:
-        raise CheckpointError(f"the tensors of {path} do not fit its model", problems=problems)
+    _check_shapes(path, model, {name: tuple(value.shape) for name, value in weights.items()})
     model.load_state_dict(weights, assign=True)
     model.to(device).eval().requires_grad_(False)
     return Checkpoint(model, header, static, file_sha256(path), path)
+
+
+def verify(path: Path, on_progress: Progress = quiet) -> str:
+    """Reads a checkpoint whole, a tensor at a time, and gives its sha256.
+
+    Raises:
+        CheckpointError: As `load`; or values are not finite. Everything that is wrong with the tensors is listed.
+    """
+    header, model = skeleton(path)
+    digest, problems = _Digest(), []
+    with safe_open(path, framework="pt") as file:
+        names = sorted(file.keys())
+        shapes = {name.removeprefix("model."): tuple(file.get_slice(name).get_shape()) for name in names
+                  if name.startswith("model.")}  # fmt: skip
+        _check_shapes(path, model, shapes)
+        for done, name in enumerate(names):
+            on_progress(f"reading {path.name}", done, len(names))
+            value = file.get_tensor(name)
+            digest.add(name, value)
+            if not bool(value.isfinite().all()):
+                problems.append(f"{name} has values that are not finite")
+    if digest.text() != header.digest:
+        raise CheckpointError(f"{path} is damaged: its tensors do not match the digest in its header",
+                              hint="copy or download the file again")  # fmt: skip
+    if problems:
+        raise CheckpointError(f"{path} is whole, but of no use", problems=problems)
+    return file_sha256(path)
 
 
 def skeleton(path: Path) -> tuple[Header, Model]:
@@ -209,6 +267,21 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def misfits(model: Any, found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Parameters that a model lacks among those found, that it does not have, and that have another shape."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is not part of the model" for name in found if name not in wanted]
+    problems += [f"{name} is {found[name]}, expected {shape}" for name, shape in wanted.items()
+                 if name in found and found[name] != shape]  # fmt: skip
+    return problems
+
+
+def _check_shapes(path: Path, model: Any, found: Mapping[str, tuple[int, ...]]) -> None:
+    if problems := misfits(model, found):
+        raise CheckpointError(f"the tensors of {path} do not fit its model", problems=problems)
 
 
 def _build(path: Path, header: Header, tensors: Mapping[str, Tensor], static: Mapping[str, Tensor]) -> Any:
@@ -251,14 +324,66 @@ def _parse(path: Path, document: Mapping[str, Any]) -> Header:
         raise CheckpointError(f"the header of {path} is damaged: {error!r}") from error
 
 
+class _Digest:
+    """sha256 over tensors in order of their names; safetensors has no checksum of its own.
+
+    A flipped bit in a weight would otherwise run as if nothing were wrong.
+    """
+
+    def __init__(self) -> None:
+        self.sum = hashlib.sha256()
+
+    def add(self, name: str, value: Tensor) -> memoryview:
+        """Takes one in, and gives its bytes."""
+        self.sum.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        content = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self.sum.update(content)
+        return content
+
+    def text(self) -> str:
+        """In hexadecimal."""
+        return self.sum.hexdigest()
+
+
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    # safetensors has no checksum of its own: a flipped bit in a weight would otherwise run as if nothing were wrong.
-    digest = hashlib.sha256()
+    digest = _Digest()
     for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        if value.numel():
-            digest.update(
-                value.view(torch.uint8).numpy().data if value.dim() else value.reshape(1).view(torch.uint8).numpy().data
-            )
-    return digest.hexdigest()
+        digest.add(name, tensors[name])
+    return digest.text()
+
+
+def _values(value: Tensor, kind: torch.dtype) -> Values:
+    return Values(kind, tuple(value.shape), lambda: value.detach().to("cpu", kind).contiguous())
+
+
+def _layout(tensors: Mapping[str, Values]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Where each tensor begins, and what a safetensors header says of them: wide types first, then by name."""
+    begins: dict[str, int] = {}
+    entries: dict[str, Any] = {}
+    here = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+        value = tensors[name]
+        begins[name], end = here, here + math.prod(value.shape) * value.dtype.itemsize
+        entries[name] = {"dtype": _DTYPES[value.dtype], "shape": value.shape, "data_offsets": [here, end]}
+        here = end
+    return begins, entries
+
+
+def _preamble(header: Header, entries: Mapping[str, Any], digest: str) -> bytes:
+    """Everything before the tensors."""
+    document = {
+        "format": FORMAT,
+        "model": header.model,
+        "name": header.name,
+        "config": to_mapping(header.config),
+        "normalizer": header.normalizer.to_dict(),
+        "trained": header.trained,
+        "training": dict(header.training),
+        "static": dict(header.static),
+        "licence": header.licence,
+        "created": header.created,
+        "digest": digest,
+    }
+    text = json.dumps({"__metadata__": {"wm2": json.dumps(document)}, **entries}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

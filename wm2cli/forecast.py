@@ -177,7 +177,7 @@ def forecast(options: Options, on_progress: Progress = quiet) -> Result:
     if options.threads:
         torch.set_num_threads(options.threads)
     on_progress("loading weights", 0, 1)
-    loaded = checkpoint.load(weights.resolve(options.weights), device)
+    loaded = checkpoint.load(weights.resolve(options.weights, options.access.cache), device)
     model = loaded.model
     refuse_untrained(loaded.header.trained, options)
     paths = choose(options.paths, model, leads, lambda: loaded.sha256)

@@ -64,7 +64,7 @@ def plan(options: Options) -> Plan:
     refuse_existing(options)
     device = resolve_device(options.device)
     precision = resolve_precision(options.precision, device)
-    path = weights.resolve(options.weights)
+    path = weights.resolve(options.weights, options.access.cache)
     header, model = checkpoint.skeleton(path)
     refuse_untrained(header.trained, options)
     choice = choose(options.paths, model, leads, lambda: checkpoint.file_sha256(path))

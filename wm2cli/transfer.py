@@ -2,7 +2,8 @@
 
 What goes wrong is told apart: absent (403, 404, 410), changed on the way, refused, or not reachable after all attempts.
 A transfer that breaks off goes on where it stopped, by `Range` with `If-Range`, so that bytes of two versions of an
-object never end up in one file. No credentials pass through here.
+object never end up in one file. Credentials of services with a protocol of their own do not pass through here; a token
+that a door is given goes to the host it is for and to no other.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 import urllib3
@@ -37,6 +38,7 @@ REQUESTS_PER_MINUTE: Mapping[str, int] = {"nomads.ncep.noaa.gov": 100}
 _ABSENT = (403, 404, 410)
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 _BLOCK = 2**16
+_MOST_REDIRECTS = 5
 _PROGRESS_COUNTS = 2**20  # bytes after which a transfer that breaks off has its attempts anew
 _READ_OVER = 2**25  # bytes: the most that is read and thrown away when a server ignores the range
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<error")
@@ -139,22 +141,38 @@ def ignore(count: int) -> None:
     """A count of bytes that nobody looks at."""
 
 
+class _Session(requests.Session):
+    """An answer that sends elsewhere gets no credentials for there: not those of this host, and none of ~/.netrc."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        old, new = urlsplit(str(response.request.url)), urlsplit(str(prepared_request.url))
+        if (old.scheme, old.netloc) != (new.scheme, new.netloc):
+            prepared_request.headers.pop("Authorization", None)
+
+
 class Door:
     """HTTP with manners. One may be used from several threads.
 
     Args:
         network: How patient; the user's settings when None.
         limits: Requests a minute, by host.
+        tokens: Bearer tokens, by host (with its port, if it has one).
     """
 
-    def __init__(self, network: Network | None = None, limits: Mapping[str, int] = REQUESTS_PER_MINUTE) -> None:
+    def __init__(
+        self,
+        network: Network | None = None,
+        limits: Mapping[str, int] = REQUESTS_PER_MINUTE,
+        tokens: Mapping[str, str] | None = None,
+    ) -> None:
         self.network = network or settings().network
         self.closing = threading.Event()
         self._limits = limits
+        self._tokens = dict(tokens or {})
         self._recent: dict[str, deque[float]] = {}
         self._not_before: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.auth = lambda request: request  # else requests takes credentials from ~/.netrc
         adapter = HTTPAdapter(pool_maxsize=max(10, self.network.parallel))
         self._session.mount("https://", adapter)
@@ -191,6 +209,32 @@ class Door:
         sink = _Memory()
         found, size = self._pull(url, start, length, sink, tag, on_bytes, ranged=start > 0 or length is not None)
         return Reply(bytes(sink.data), found, size)
+
+    def head(self, url: str) -> Mapping[str, str]:
+        """What a service says of an object, without its bytes.
+
+        Where the bytes are kept elsewhere, this is what the service itself says, and `Location` is where; a redirect
+        within the service is followed.
+
+        Raises:
+            As `get`.
+        """
+        failed = 0
+        while True:
+            try:
+                for _ in range(_MOST_REDIRECTS):
+                    with self._answer(url, {"User-Agent": USER_AGENT}, "HEAD") as answer:
+                        target = answer.headers.get("Location")
+                        if not answer.is_redirect or target is None:
+                            self._check_status(url, answer)
+                            return answer.headers
+                        if urlsplit(target).netloc:
+                            return answer.headers
+                    url = urljoin(url, target)
+                raise RemoteError(f"{shown(url)}: redirects without end")
+            except _AgainError as error:
+                failed += 1
+                self._rest(url, failed, error)
 
     def download(self, url: str, path: Path, size: int | None, *, on_bytes: Callable[[int, bool], None]) -> None:
         """A whole object into a file; what an earlier run left there is continued when it is of the same version.
@@ -261,13 +305,7 @@ class Door:
                     failed, reached = 0, sink.held
                 failed += 1
                 tag = error.tag or tag
-                most = min(self.network.attempts, error.most)
-                if failed >= most:
-                    times = "once" if failed == 1 else f"{failed} times"
-                    raise RemoteError(f"{shown(url)}: {error} (tried {times})", hint=error.hint) from error
-                self.closing.wait(error.after if error.after is not None else self._pause(failed))
-                if self.closing.is_set():
-                    raise _StoppedError from None
+                self._rest(url, failed, error)
 
     def _attempt(
         self,
@@ -350,12 +388,18 @@ class Door:
             on_bytes(len(part))
 
     @contextmanager
-    def _answer(self, url: str, headers: Mapping[str, str]) -> Iterator[requests.Response]:
+    def _answer(self, url: str, headers: Mapping[str, str], method: str = "GET") -> Iterator[requests.Response]:
         """The head of an answer; its body is read by who asked."""
-        self._wait_for_turn(urlsplit(url).netloc)
+        host = urlsplit(url).netloc
+        self._wait_for_turn(host)
         patience = (self.network.connect_seconds, self.network.read_seconds)
+        asked = dict(headers)
+        if host in self._tokens:
+            asked["Authorization"] = f"Bearer {self._tokens[host]}"
         try:
-            answer = self._session.get(url, headers=dict(headers), stream=True, timeout=patience)
+            answer = self._session.request(
+                method, url, headers=asked, stream=True, timeout=patience, allow_redirects=method == "GET"
+            )
         except requests.exceptions.SSLError as error:
             hint = "where a proxy inspects traffic, set REQUESTS_CA_BUNDLE to its certificate"
             if "certificate" in str(error).lower():
@@ -379,7 +423,8 @@ class Door:
         code = answer.status_code
         if code in (200, 206):
             return
-        words = f"{code} {answer.reason or ''}".strip()
+        said = answer.headers.get("X-Error-Message")
+        words = f"{code} {answer.reason or ''}".strip() + (f" ({said})" if said else "")
         if code in _ABSENT:
             raise AbsentError(f"{shown(url)}: {words}")
         if code == 416:
@@ -410,6 +455,15 @@ class Door:
                 if delay <= 0:
                     return
             self.closing.wait(delay)
+
+    def _rest(self, url: str, failed: int, error: _AgainError) -> None:
+        """The pause after a failure, or its end."""
+        if failed >= min(self.network.attempts, error.most):
+            times = "once" if failed == 1 else f"{failed} times"
+            raise RemoteError(f"{shown(url)}: {error} (tried {times})", hint=error.hint) from error
+        self.closing.wait(error.after if error.after is not None else self._pause(failed))
+        if self.closing.is_set():
+            raise _StoppedError from None
 
     def _pause(self, failed: int) -> float:
         most = min(self.network.longest_pause, self.network.first_pause * 2.0 ** (failed - 1))

@@ -4,14 +4,132 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wm2cli.cli.program import Json, app, emit, progress_bar, say
 
-weights_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Make checkpoints and look into them.")
+if TYPE_CHECKING:
+    from wm2cli.weights import Written
+
+weights_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", help="List, get, import, make and verify weights."
+)
 app.add_typer(weights_app, name="weights")
+
+Cache = Annotated[Path | None, typer.Option(help="Folder for what is fetched.", envvar="WM2_CACHE", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+
+
+@weights_app.command(
+    "list", epilog="[bold]Examples[/bold]\n\nwm2 weights list\n\nwm2 weights list --json | jq -r '.weights[].name'"
+)
+def weights_list(cache: Cache = None, as_json: Json = False) -> None:
+    """Show all weights that a name finds, and those that can be got, with size, licence and training data."""
+    from wm2cli import weights as command
+
+    rows = command.listing(cache)
+    if as_json:
+        emit({"format": command.FORMAT, "weights": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "where", "size", "licence", "trained on"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["where"], _size(row["bytes"]), row["licence"] or "", row["data"])
+    Console().print(table)
+
+
+@weights_app.command(
+    "get",
+    epilog="[bold]Examples[/bold]\n\nwm2 weights get stormer-1.40625-p4\n\n"
+    "wm2 weights get stormer-1.40625-p4 --plan\n\n"
+    "HF_ENDPOINT=https://mirror.example wm2 weights get stormer-1.40625-p2",
+)
+def weights_get(
+    name: Annotated[str, typer.Argument(help="Published weights; wm2 weights list shows them.", show_default=False)],
+    cache: Cache = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is here.", envvar="WM2_OFFLINE")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only show what would be fetched; no network is touched.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch published weights from the Hugging Face Hub, check their sha256, and convert them into the cache."""
+    from wm2cli import weights as command
+
+    rows = [row for row in command.listing(cache) if row["name"] == name]
+    row = rows[0] if rows else None
+    if row is None or row["where"] == "to get":
+        found = command.gettable(name)
+        say(f"note: {name}: {_size(found.bytes)} from {found.url}, licence {found.licence}; "
+            f"{_size(found.kept_bytes)} stay in {command.weights_folder(cache)}")  # fmt: skip
+    if plan:
+        if as_json:
+            emit({"format": command.FORMAT, **(row or {})})
+        return
+    with progress_bar() as on_progress:
+        written = command.get(name, cache=cache, offline=offline, on_progress=on_progress)
+    _show(written, as_json)
+
+
+@weights_app.command(
+    "import",
+    epilog="[bold]Examples[/bold]\n\n"
+    "wm2 weights import stormer stormer_1.40625_patch_size_4.ckpt --out stormer.safetensors\n\n"
+    "wm2 weights import stormer mine.ckpt --grid 32x64 --heads 6 --out mine.safetensors",
+)
+def weights_import(
+    kind: Annotated[str, typer.Argument(help="Model of the weights: stormer.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="Checkpoint of PyTorch Lightning.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Rows and columns, 128x256, where the file does not tell.", show_default=False),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads, where the file does not tell.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the weights.", show_default=False)] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="SPDX identifier (default that of the published weights).", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make a checkpoint of weights in their authors' format; nothing in their file is executed."""
+    from wm2cli import weights as command
+
+    with progress_bar() as on_progress:
+        written = command.import_weights(kind, file, out, grid=grid, heads=heads, name=name, licence=licence,
+                                         overwrite=overwrite, on_progress=on_progress)  # fmt: skip
+    _show(written, as_json)
+
+
+@weights_app.command(
+    "verify",
+    epilog="[bold]Examples[/bold]\n\nwm2 weights verify\n\nwm2 weights verify stormer-1.40625-p4 mine.safetensors",
+)
+def weights_verify(
+    files: Annotated[list[str] | None, typer.Argument(help="Checkpoints, or names of weights.")] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Read checkpoints whole: their digest, and that their tensors are those of their model and finite."""
+    from wm2cli import weights as command
+
+    with progress_bar() as on_progress:
+        made = [command.verify(command.resolve(file or None, cache), on_progress) for file in files or [""]]
+    if as_json:
+        emit({"format": command.FORMAT, "weights": [written.to_dict() for written in made]})
+        return
+    for written in made:
+        say(f"note: {written.path}: {written.parameters:,} parameters, sha256 {written.sha256}")
+        print(written.path)
 
 
 @weights_app.command(
@@ -32,7 +150,7 @@ def weights_init(
         list[Path] | None,
         typer.Option(help="File with orography, land-sea mask or soil type, on any global grid; several may be given."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write an untrained checkpoint."""
@@ -41,18 +159,7 @@ def weights_init(
     with progress_bar() as on_progress:
         on_progress(f"making {out}", 0, 1)
         written = command.init(preset, seed, out, static=static or (), overwrite=overwrite)
-    say(f"note: {written.parameters:,} untrained parameters")
-    if as_json:
-        emit(
-            {
-                "format": command.FORMAT,
-                "path": str(written.path),
-                "parameters": written.parameters,
-                "sha256": written.sha256,
-            }
-        )
-    else:
-        print(written.path)
+    _show(written, as_json)
 
 
 @weights_app.command(
@@ -61,13 +168,14 @@ def weights_init(
     "wm2 weights info mini.safetensors --json | jq .grid",
 )
 def weights_info(
-    file: Annotated[str, typer.Argument(help="Checkpoint, or the name of bundled weights.")] = "",
+    file: Annotated[str, typer.Argument(help="Checkpoint, or the name of weights.")] = "",
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Show what a checkpoint holds: model, grid, variables, statistics, static fields, origin."""
     from wm2cli import weights as command
 
-    document = command.info(command.resolve(file or None))
+    document = command.info(command.resolve(file or None, cache))
     if as_json:
         emit(document)
         return
@@ -80,6 +188,19 @@ def weights_info(
     for name, value in _flat(document):
         table.add_row(name, value)
     Console().print(table)
+
+
+def _show(written: Written, as_json: bool) -> None:
+    for note in written.notes:
+        say(f"note: {note}")
+    if as_json:
+        emit(written.to_dict())
+    else:
+        print(written.path)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
