@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from wm2cli import checkpoint
 from wm2cli.checkpoint import Header
 from wm2cli.grid import Grid
+from wm2cli.models import MODELS
 from wm2cli.models.presets import Preset
-from wm2cli.models.weathermesh2 import EncoderConfig, ProcessorConfig, WeatherMesh2, WeatherMesh2Config
+from wm2cli.models.stormer import StormerConfig
+from wm2cli.models.weathermesh2 import EncoderConfig, ProcessorConfig, WeatherMesh2Config
 from wm2cli.preprocessing.target import Contents, Target, write_times
 from wm2cli.schema import Schema, log_floors
 from wm2cli.state import Normalizer
 from wm2cli.store import Dtype, Store, open_store
 from wm2cli.training.loop import Options, Result, train
-from wm2cli.training.recipes import Recipe, Stage, recipe_from_text, recipe_text
+from wm2cli.training.recipes import LossConfig, Recipe, Stage, recipe_from_text, recipe_text
 
 GRID = Grid.regular(22.5, "cells")  # 8 x 16
 FORCING = ("radiation", "sin_year", "cos_year")
@@ -130,15 +132,34 @@ def toy(encoders: Sequence[str] = ("era5",), **changes: Any) -> WeatherMesh2Conf
 
 PRESET = Preset("toy", 22.5, "cells", toy())
 
+STORMER = StormerConfig(Schema(("z", "t"), (500, 850), ("t2m",)), ("t2m", "z500", "z850", "t500", "t850"), 2, 32, 1, 2)
+"""A Stormer of some twenty thousand parameters that reads a part of the stores."""
+
+INCREMENTS = LossConfig(kind="increments", channels="pressure", variables={"t2m": 0.5})
+
 
 def untrained(path: Path, store: Store, encoders: Sequence[str] = ("era5",), **changes: Any) -> Path:
     """Weights to start from, with the statistics of a store, so that commands need no preset for tests."""
-    config = toy(encoders, **changes)
-    static = {name: torch.from_numpy(field.copy()) for name, field in store.static.items()}
+    return _begin(path, store, "weathermesh2", toy(encoders, **changes))
+
+
+def untrained_stormer(path: Path, store: Store) -> Path:
+    """The same of a Stormer."""
+    return _begin(path, store, "stormer", STORMER)
+
+
+def _begin(path: Path, store: Store, kind: str, config: Any) -> Path:
+    whole = Normalizer.from_dict(store.normalizer)
+    channels = config.schema_out.channels
+    changes = {hours: {name: table[name] for name in channels} for hours, table in whole.difference_std.items()}
+    floors = {name: floor for name, floor in whole.log_floor.items() if name in channels}
+    normalizer = Normalizer({name: whole.mean[name] for name in channels}, {name: whole.std[name] for name in channels},
+                            changes, floors)  # fmt: skip
+    static = {name: torch.from_numpy(store.static[name].copy()) for name in config.schema_out.static}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = WeatherMesh2(config, GRID, Normalizer.from_dict(store.normalizer), static)
-    header = Header("weathermesh2", "toy", config, model.normalizer, static=dict.fromkeys(static, "made up"))
+        model = MODELS[kind][1](config, GRID, normalizer, static)
+    header = Header(kind, "toy", config, model.normalizer, static=dict.fromkeys(static, "made up"))
     checkpoint.save(path, model, header, static)
     return path
 

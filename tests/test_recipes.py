@@ -100,6 +100,11 @@ def test_changes_are_applied_as_toml(tmp_path: Path) -> None:
         ("loss.variables.z500=-1", "loss.variables.z500 must be a number of at least 0, found -1.0"),
         ("loss.variables.zz500=1", "loss.variables.zz500 is no variable and no channel"),
         ("loss.latent=-1", "loss.latent must be at least 0, found -1.0"),
+        ("loss.weight_norm=mean", "'loss.weight_norm' must be one of sum, count, found 'mean'"),
+        ("optimizer.decay=all", "'optimizer.decay' must be one of matrices, all-but-embeddings, found 'all'"),
+        ("stages.0.rollout=2", "stage single: rollout is for increments alone (loss.kind): say how far it goes by "
+         "horizon"),
+        ("stages.0.initial=1.5", "stage single: cooldown, initial and final are shares from 0 to 1"),
         ("stages.0.rate=inf", "stage single: rate must be positive, found inf"),
         ("stages.0.micro=3", "stage single: a batch of 8 is not a number of passes of 3"),
         ("stages.0.horizon=[6, 15]", "stage single: horizon [6, 15] must rise in multiples of 6 h"),
@@ -117,6 +122,20 @@ def test_changes_are_applied_as_toml(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_impossible_is_said(tmp_path: Path, change: str, said: str) -> None:
     assert problems(MINIMAL, tmp_path, change) == (said,)
+
+
+def test_increments_take_nothing_that_is_said_of_lead_times(tmp_path: Path) -> None:
+    changes = ["loss.kind=increments", "loss.channels=equal", "loss.latent=0.0", "loss.leads=equal",
+               "stages.0.rollout=0", "stages.0.horizon=[6, 24]", "stages.0.targets=2"]  # fmt: skip
+    unused = "is of no use to increments, whose lead times are rollout steps of the model: leave it out"
+    assert problems(MINIMAL, tmp_path, *changes) == (
+        "loss.channels must be difference or pressure for increments, found equal",
+        "loss.leads is of no use to increments: leave it out",
+        "loss.latent is of no use to increments: leave it out",
+        f"stage single: horizon {unused}",
+        f"stage single: targets {unused}",
+        "stage single: rollout must be at least 1, found 0",
+    )
 
 
 def test_everything_is_said_at_once(tmp_path: Path) -> None:
@@ -163,6 +182,17 @@ def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert rate(one, 60) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))  # half way
     assert rate(one, 109) == pytest.approx(0.2, abs=2e-3)
     assert all(rate(one, step) >= rate(one, step + 1) for step in range(10, 109))
+
+
+def test_the_rate_of_stormer_by_its_check_vector() -> None:
+    """Highest in the last step of the warm-up and in the one after it; nothing at both ends."""
+    one = stage(steps=20, rate=1.0, warmup=5, initial=0.0)
+    assert [rate(one, step) for step in range(21)] == pytest.approx(
+        [0, 0.25, 0.5, 0.75, 1, 1, 0.989074, 0.956773, 0.904508, 0.834565, 0.75, 0.654508, 0.552264, 0.447736, 0.345492,
+         0.25, 0.165435, 0.095492, 0.043227, 0.010926, 0], abs=5e-7)  # fmt: skip
+    floor = replace(one, rate=5e-4, initial=2e-5, final=2e-5)
+    assert [rate(floor, step) for step in (0, 4, 20)] == pytest.approx([1e-8, 5e-4, 1e-8])
+    assert rate(replace(one, warmup=1, initial=None), 0) == 1.0
 
 
 def test_a_constant_rate_cools_down_linearly() -> None:
@@ -212,6 +242,22 @@ def test_lead_times_are_the_horizon_and_random_ones_below_it_and_lead_zero_too()
     late = [lead for leads in drawn[-50:] for lead in leads[:-1]]
     assert {0, 6, 12, 18, 24, 30, 36, 42} == set(late)
     assert drawn == [draw(one, 0, step, 1, 50).leads for step in range(300)]  # no memory
+
+
+def test_each_sample_draws_an_interval_and_all_are_drawn_alike() -> None:
+    one = stage(steps=300, batch=8)
+    drawn = [draw(one, 0, step, 1, 50, (24, 12, 6)) for step in range(300)]
+    found = np.stack([made.intervals for made in drawn])
+    assert found.shape == (300, 8)
+    assert {hours: int((found == hours).sum()) for hours in np.unique(found)} == dict.fromkeys(
+        (6, 12, 24), pytest.approx(800, abs=70)
+    )
+    assert len(np.unique(found, axis=0)) > 280  # each sample by itself, each step anew
+    again = draw(one, 0, 123, 1, 50, (24, 12, 6))  # no memory
+    np.testing.assert_array_equal(again.intervals, found[123])
+    assert not np.array_equal(draw(one, 1, 123, 1, 50, (24, 12, 6)).intervals, found[123])  # another stage
+    assert all(np.array_equal(made.starts, draw(one, 0, step, 1, 50).starts) for step, made in enumerate(drawn))
+    assert {made.leads for made in drawn} == {()}
 
 
 def test_a_single_target_is_the_horizon() -> None:

@@ -16,13 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from stores import make_store, run, stage, toml, toy_recipe, untrained
+from stores import INCREMENTS, make_store, run, stage, toml, toy_recipe, untrained, untrained_stormer
 
 from wm2cli import checkpoint
 from wm2cli.cli.program import run as wm2
@@ -33,7 +34,7 @@ from wm2cli.store import Store
 from wm2cli.training import saves
 from wm2cli.training.loop import Listener, Step
 from wm2cli.training.preparation import check_passes
-from wm2cli.training.recipes import ExtraEncoder, Recipe
+from wm2cli.training.recipes import ExtraEncoder, OptimizerConfig, Recipe, Stage
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["stores", "wm2cli.cli", "wm2cli.training.loop"])
@@ -192,9 +193,20 @@ def long_recipe(start: Path, optimizer: str = "adamw", **changes: Any) -> Recipe
     return toy_recipe(start, *stages, optimizer=optimizer, **{"save_every": 10, "keep": 3, **changes})
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "shampoo"])
+def stormer_recipe(start: Path, *stages: Stage, **changes: Any) -> Recipe:
+    """Increments over random intervals, with a Stormer's optimizer."""
+    recipe = toy_recipe(start, *stages, loss=INCREMENTS, checkpoint="step", **changes)
+    return replace(recipe, optimizer=OptimizerConfig("adamw", (0.9, 0.95), 1e-8, 1e-5, "all-but-embeddings"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "shampoo", "stormer"])
 def test_ten_steps_a_kill_and_ten_more_are_twenty(store: Store, start: Path, tmp_path: Path, optimizer: str) -> None:
-    recipe = toy_recipe(start, stage(steps=20, warmup=3), optimizer=optimizer, save_every=10, validate_every=5)
+    often = {"save_every": 10, "validate_every": 5}
+    if optimizer == "stormer":
+        two = stage(steps=20, warmup=3, initial=0.0, rate=1e-2, rollout=2)
+        recipe = stormer_recipe(untrained_stormer(tmp_path / "stormer.safetensors", store), two, **often)
+    else:
+        recipe = toy_recipe(start, stage(steps=20, warmup=3), optimizer=optimizer, **often)
     killed = Process(tmp_path / "errors", functools.partial(killed_run, tmp_path / "b", store.path, recipe, 13))
     whole = run(tmp_path / "a", store.path, recipe)
     assert killed.end() == -signal.SIGKILL
@@ -254,6 +266,15 @@ def test_the_last_ones_and_the_best_one_are_kept(tmp_path: Path) -> None:
 def on_ranks(folder: Path, count: int, out: Path, store: Path, recipe: Recipe | None, **options: Any) -> None:
     work = functools.partial(run, out, store, recipe, **options)
     assert [process.end() for process in ranks(folder, *[work] * count)] == [0] * count
+
+
+def test_two_ranks_draw_the_intervals_of_one(store: Store, tmp_path: Path) -> None:
+    start = untrained_stormer(tmp_path / "stormer.safetensors", store)
+    recipe = stormer_recipe(start, stage(steps=3, batch=8, rollout=2, rate=1e-2), save_every=3)
+    run(tmp_path / "one", store.path, recipe)
+    on_ranks(tmp_path, 2, tmp_path / "two", store.path, recipe)
+    assert told(tmp_path / "two") == told(tmp_path / "one")
+    assert_same(last(tmp_path / "two"), last(tmp_path / "one"))
 
 
 def test_two_ranks_are_one_rank_to_the_bit_and_take_over_from_each_other(

@@ -222,11 +222,7 @@ class Stormer(nn.Module):
 
     def decode_normalized(self, latent: Latent) -> tuple[Tensor, Tensor]:
         """(B, V, L, H, W) and (B, S, H, W) in standard deviations, without limits, float32."""
-        schema = self.schema_out
-        levels = (len(schema.pressure), len(schema.levels))
-        every = latent.x.index_select(1, self.returns).flip(-2)
-        count = math.prod(levels)
-        return every[:, :count].reshape(-1, *levels, *self.grid.shape), every[:, count:]
+        return self.restore(latent.x)
 
     def normalize(self, state: State) -> tuple[Tensor, Tensor]:
         """A state as `decode_normalized` would give it."""
@@ -239,6 +235,13 @@ class Stormer(nn.Module):
     def arrange(self, pressure: Tensor, surface: Tensor) -> Tensor:
         """What `normalize` gives in the network's order, rows from south to north: (B, C, H, W)."""
         return torch.cat([pressure.flatten(1, 2), surface], dim=1).index_select(1, self.places).flip(-2)
+
+    def restore(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of `arrange`, for anything with the network's channels: (B, V, L, H, W) and (B, S, H, W)."""
+        levels = (len(self.schema_out.pressure), len(self.schema_out.levels))
+        every = x.index_select(1, self.returns).flip(-2)
+        count = math.prod(levels)
+        return every[:, :count].reshape(-1, *levels, *self.grid.shape), every[:, count:]
 
     def increment(self, x: Tensor, hours: int | Sequence[int] | Tensor, kept: Prepared | None = None) -> Tensor:
         """The network's output: the change of normalised states in standard deviations of such changes.

@@ -47,7 +47,8 @@ def gradient_sums(
         loss_of: The loss of a pass, and its parts by lead time.
     """
     tree: list[tuple[int, Gradients]] = []
-    total, parts = 0.0, dict.fromkeys(batch.targets, 0.0)
+    total = 0.0
+    parts: dict[int, float] = {}
     for first in range(0, len(batch), micro):
         loss, found = loss_of(part(batch, slice(first, first + micro)))
         # A step whose lead times need none of the trained processors has nothing to learn from.
@@ -55,7 +56,7 @@ def gradient_sums(
         if loss.requires_grad:
             made = list(torch.autograd.grad(loss, list(parameters), allow_unused=True))
         total += float(loss.detach())
-        parts = {lead: value + found[lead] for lead, value in parts.items()}
+        parts = {lead: parts.get(lead, 0.0) + value for lead, value in found.items()}
         tree.append((1, made))
         while len(tree) > 1 and tree[-1][0] == tree[-2][0]:
             _join(tree)
@@ -71,7 +72,8 @@ def part(batch: Batch, some: slice) -> Batch:
         return replace(state, time=state.time[some], pressure=state.pressure[some], surface=state.surface[some])
 
     return Batch({name: of(state) for name, state in batch.inputs.items()},
-                 {lead: of(state) for lead, state in batch.targets.items()})  # fmt: skip
+                 {lead: of(state) for lead, state in batch.targets.items()},
+                 None if batch.intervals is None else batch.intervals[some])  # fmt: skip
 
 
 def _join(tree: list[tuple[int, Gradients]]) -> None:

@@ -31,13 +31,13 @@ from wm2cli.training import saves
 from wm2cli.training.build import BLEND, Built, build, trainable
 from wm2cli.training.gradients import Gradients, gradient_sums
 from wm2cli.training.log import Log, plain
-from wm2cli.training.losses import Weights, keep, rollout_loss
+from wm2cli.training.losses import Weights, increment_loss, keep, rollout_loss
 from wm2cli.training.optimizers import Optimizers
 from wm2cli.training.preparation import Preparation, check_passes
 from wm2cli.training.ranks import Ranks, joined
 from wm2cli.training.recipes import Recipe, Stage, recipe_from_text, recipe_text
 from wm2cli.training.samples import Batch, Samples, read_ahead
-from wm2cli.training.schedule import draw, horizon, rate
+from wm2cli.training.schedule import draw, rate
 from wm2cli.training.validation import Validation, summary
 
 FORMAT = 1
@@ -78,7 +78,7 @@ class Step:
         step, steps: Updates made, and those of the whole run.
         stage: Name of the stage.
         loss: NaN when the step was skipped for it.
-        leads: Unweighted loss by lead time.
+        leads: Unweighted loss by lead time; of increments, by the number of the step.
         rate, gradient: Learning rate, and norm of the gradient before clipping.
         horizon: Hours.
         skipped: Steps skipped so far.
@@ -244,15 +244,18 @@ class _Run:
             self.optimizers.load(self.saved["optimizer"])
             self.average = {name: value.to(self.device) for name, value in self.saved["average"].items()}
             self.saved = None
-        samples = self.preparation.samples(stage, "train", stage.horizon[1])
+        samples = self.preparation.samples(stage, "train")
         weights = self.preparation.weights(stage, self.at.stage, samples)
         validation = (
             self.preparation.validation(stage, self.told.progress, self.told.note) if self.ranks.first else None
         )
         if self.ranks.first:
             count = sum(p.numel() for _, p in parameters)
+            reach = f"horizon {stage.horizon[0]} to {stage.horizon[1]} h"
+            if intervals := self.preparation.intervals():
+                reach = f"{stage.rollout} x {' or '.join(map(str, intervals))} h"
             self.told.note(f"stage {stage.name}: {stage.steps} steps, {count:,} parameters, {len(samples):,} initial "
-                           f"times, horizon {stage.horizon[0]} to {stage.horizon[1]} h")  # fmt: skip
+                           f"times, {reach}")  # fmt: skip
         if validation is not None and self.at.done == 0:
             self._validate(validation)  # the first report is of the untrained model
         last = stage.length
@@ -288,10 +291,12 @@ class _Run:
     # One step.
 
     def _read(self, stage: Stage, step: int, samples: Samples) -> Batch:
-        drawn = draw(stage, self.at.stage, step, self.recipe.seed, len(samples))
+        drawn = draw(stage, self.at.stage, step, self.recipe.seed, len(samples), self.preparation.intervals())
         share = stage.batch // self.ranks.count
-        mine = drawn.starts[self.ranks.rank * share : (self.ranks.rank + 1) * share]
-        return samples.read(mine, drawn.leads)
+        mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
+        if drawn.intervals is not None:
+            return samples.read_steps(drawn.starts[mine], drawn.intervals[mine], stage.rollout)
+        return samples.read(drawn.starts[mine], drawn.leads)
 
     def _update(self, stage: Stage, batch: Batch, waited: float, weights: Weights,
                 parameters: Sequence[tuple[str, nn.Parameter]]) -> None:  # fmt: skip
@@ -320,7 +325,7 @@ class _Run:
         self.busy += ended - started
         report = Step(
             step=self.at.done, steps=self.recipe.steps, stage=stage.name, loss=loss, leads=leads, rate=used,
-            gradient=norm, horizon=horizon(stage, self.at.step - 1), skipped=self.at.skipped,
+            gradient=norm, horizon=self.preparation.horizon(stage, self.at.step - 1), skipped=self.at.skipped,
             seconds={"data": waited, "compute": computed - started, "update": ended - computed},
             samples_per_second=stage.batch / max(waited + ended - started, 1e-9), memory=_memory(self.device),
         )  # fmt: skip
@@ -343,9 +348,12 @@ class _Run:
         """Means over the passes of all ranks: gradients, loss, and unweighted loss by lead time."""
 
         def loss_of(some: Batch) -> tuple[Tensor, dict[int, float]]:
+            here = some.to(self.device)
+            keeping = (self.recipe.checkpoint, self.recipe.offload)
             with autocast(self.precision, self.device):
-                return rollout_loss(self.model, some.to(self.device), weights, self.recipe.loss.kind,
-                                    self.recipe.checkpoint, self.recipe.offload, self.built.shares(),
+                if here.intervals is not None:
+                    return increment_loss(self.model, here, weights, *keeping)
+                return rollout_loss(self.model, here, weights, self.recipe.loss.kind, *keeping, self.built.shares(),
                                     stage.tail)  # fmt: skip
 
         sums = gradient_sums(batch, stage.micro, values, loss_of)

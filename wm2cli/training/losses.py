@@ -1,7 +1,7 @@
-"""What training minimises: weighted differences of normalised fields, rolled out in latent space.
+"""What training minimises: weighted differences of normalised fields, rolled out in latent space; or of increments.
 
 Sources: the public WeatherMesh-3 loss (weights of latitude, variables and leads; latent regulariser); Stormer,
-arXiv 2312.03876, equation 2 (weights of pressure levels).
+arXiv 2312.03876, equations 1 to 4 (increments over random intervals, weights of pressure levels, several steps).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from wm2cli.errors import ConfigError, DataError
 from wm2cli.grid import Grid
 from wm2cli.models import Latent, Model
 from wm2cli.models.layers import Transformer
+from wm2cli.models.stormer import Stormer
 from wm2cli.models.stormer_network import StormerNetwork
 from wm2cli.rollout import step_plan
 from wm2cli.schema import Schema
@@ -39,7 +40,7 @@ class Weights:
 
     Args:
         rows: (H, 1), mean one.
-        pressure: (V, L, 1, 1); with `surface` the sum is one.
+        pressure: (V, L, 1, 1); with `surface` the sum is one, unless `LossConfig.weight_norm` divides by the count.
         surface: (S, 1, 1).
         leads: By lead time.
         lead_zero, latent: See `LossConfig`.
@@ -57,12 +58,16 @@ class Weights:
         return self.lead_zero if lead == 0 else self.leads.get(lead, 1.0)
 
 
-def row_weights(grid: Grid) -> Tensor:
+def row_weights(grid: Grid, poles: bool = True) -> Tensor:
     """(H, 1): area of the rows, and near the poles 0.1 (1 - d / 12.5)^2 with d degrees from the pole; mean one.
 
     At the pole itself the area vanishes, and without the second term nothing would hold the fields there.
+
+    Args:
+        grid: Grid of shape (H, W).
+        poles: Whether there is that second term; Stormer has none.
     """
-    polar = np.clip(1.0 - (90.0 - np.abs(grid.lat)) / POLAR_CAP, 0.0, None) ** 2
+    polar = np.clip(1.0 - (90.0 - np.abs(grid.lat)) / POLAR_CAP, 0.0, None) ** 2 if poles else 0.0
     area = grid.area_weights()
     weights = area / area.max() + 0.1 * polar
     return torch.from_numpy(weights / weights.mean()).float()[:, None]
@@ -89,7 +94,7 @@ def make_weights(
     channels = schema.channels
     values = torch.ones(len(channels), dtype=torch.float64)
     names = [*(name for name in schema.pressure for _ in schema.levels), *schema.surface]
-    if config.channels == "difference":
+    if config.channels == "difference" and config.kind != "increments":
         steps = sorted(normalizer.difference_std)
         if not steps:
             raise DataError("the statistics hold no differences, which weight the channels",
@@ -105,15 +110,15 @@ def make_weights(
             values = values**2
     elif config.channels == "pressure":
         levels = list(schema.levels) * len(schema.pressure)
-        values[: len(levels)] = torch.tensor(levels, dtype=torch.float64) / float(np.mean(schema.levels))
+        values[: len(levels)] = torch.tensor(levels, dtype=torch.float64) / float(sum(schema.levels))
     for index, (name, channel) in enumerate(zip(names, channels, strict=True)):
         values[index] *= config.variables.get(channel, config.variables.get(name, 1.0))
     if not values.sum() > 0:
         raise ConfigError("loss.variables takes every channel of the model out of the loss")
-    values = (values / values.sum()).float().to(device)
+    values = (values / (values.sum() if config.weight_norm == "sum" else len(channels))).float().to(device)
     count = len(schema.pressure) * len(schema.levels)
     return Weights(
-        rows=row_weights(grid).to(device),
+        rows=row_weights(grid, poles=config.kind != "increments").to(device),
         pressure=values[:count].view(len(schema.pressure), len(schema.levels), 1, 1),
         surface=values[count:].view(-1, 1, 1),
         leads=dict(leads),
@@ -123,7 +128,7 @@ def make_weights(
 
 
 def difference(predicted: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], weights: Weights, kind: str) -> Tensor:
-    """Weighted L1 or MSE of normalised fields, a mean over samples and points and a weighted mean over channels."""
+    """Weighted L1 or MSE of normalised fields: a mean over samples and points, a weighted sum over channels."""
     total = predicted[0].new_zeros(())
     for made, wanted, channel in zip(predicted, truth, (weights.pressure, weights.surface), strict=True):
         if made.numel():
@@ -169,10 +174,7 @@ def rollout_loss(
     parts: dict[int, float] = {}
     squares: list[Tensor] = []
     losses: list[Tensor] = []
-    outer: AbstractContextManager[Any] = nullcontext()
-    if offload:
-        pinned = next(iter(batch.inputs.values())).pressure.is_cuda
-        outer = torch.autograd.graph.save_on_cpu(pin_memory=pinned)
+    outer = _offloaded(next(iter(batch.inputs.values()))) if offload else nullcontext()
 
     def judge(x: Tensor, latent: Latent, target: State) -> Tensor:
         truth = model.normalize(target)
@@ -225,6 +227,50 @@ def rollout_loss(
     if weights.latent > 0:
         loss = loss + weights.latent * torch.stack(squares).mean()
     return loss, parts
+
+
+def increment_loss(
+    model: Stormer, batch: Batch, weights: Weights, policy: Keep = "none", offload: bool = False
+) -> tuple[Tensor, dict[int, float]]:
+    """The loss of the increments that a Stormer predicts in some steps, and its part for each step.
+
+    The steps follow one another from the initial state, through whose sums of increments gradients flow. What each is
+    compared with is the increment between two true states, not the way from where the model is to the truth.
+
+    Args:
+        model: As for `rollout_loss`; `keep` must have been called with the same policy.
+        batch: Samples with intervals, of `Samples.read_steps`, on the model's device.
+        weights: See there.
+        policy: See `rollout_loss`; `step` keeps the state before each step.
+        offload: What is kept waits in host memory.
+
+    Returns:
+        Scalar loss, and the weighted mean square by number of the step, whose mean it is.
+    """
+    if batch.intervals is None:
+        raise ValueError("increments need samples with intervals")
+    hours = batch.intervals.tolist()
+    (initial,) = batch.inputs.values()
+    x = model.arrange(*model.normalize(initial))
+    scale = model.scale(hours, len(x))
+    before = model.arrange(*model.normalize(batch.targets[0]))
+    losses: list[Tensor] = []
+
+    def step(x: Tensor) -> Tensor:
+        return model.increment(x, hours)
+
+    with _offloaded(initial) if offload else nullcontext():
+        for number in range(1, len(batch.targets)):
+            made = checkpoint(step, x, use_reentrant=False) if policy == "step" else step(x)
+            after = model.arrange(*model.normalize(batch.targets[number]))
+            losses.append(difference(model.restore(made), model.restore((after - before) / scale), weights, "mse"))
+            before, x = after, model.update(x, made, hours)
+    return torch.stack(losses).mean(), {number: float(loss.detach()) for number, loss in enumerate(losses, 1)}
+
+
+def _offloaded(state: State) -> AbstractContextManager[Any]:
+    """Lets what is kept for the backward pass wait in host memory."""
+    return torch.autograd.graph.save_on_cpu(pin_memory=state.pressure.is_cuda)
 
 
 def persistence_errors(

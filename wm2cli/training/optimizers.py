@@ -18,7 +18,7 @@ class Optimizers:
     """One or two optimizers that act as one.
 
     Muon takes the matrices inside the transformers; everything else, and everything for the other names, goes to one
-    optimizer. Vectors (norms, biases) do not decay.
+    optimizer.
 
     Args:
         config: The recipe's.
@@ -37,10 +37,11 @@ class Optimizers:
                 adjust_lr_fn="match_rms_adamw",
             )  # fmt: skip
         linear = {id(p) for name, p in parameters if is_linear_path(name)}
+        decaying = {id(p) for name, p in parameters if decays(config, name, p)}
         groups = [
-            {"params": [p for p in rest if (p.ndim > 1) == wide and (id(p) in linear) == direct],
-             "weight_decay": config.weight_decay if wide and not direct else 0.0}
-            for wide in (True, False) for direct in (False, True)
+            {"params": [p for p in rest if (p.ndim > 1, id(p) in linear, id(p) in decaying) == (wide, direct, decay)],
+             "weight_decay": config.weight_decay if decay else 0.0}
+            for wide in (True, False) for direct in (False, True) for decay in (True, False)
         ]  # fmt: skip
         groups = [group for group in groups if group["params"]]
         self._linear, self._share = linear, config.linear_rate
@@ -71,6 +72,13 @@ class Optimizers:
         """Goes on from what `state` gave, on any number of ranks."""
         for name, optimizer in self.parts.items():
             optimizer.load_state_dict(state[name])
+
+
+def decays(config: OptimizerConfig, name: str, parameter: Tensor) -> bool:
+    """Whether a parameter's weights decay."""
+    if config.decay == "matrices":
+        return parameter.ndim > 1 and not is_linear_path(name)
+    return "channel_embed" not in name and "pos_embed" not in name
 
 
 def is_linear_path(name: str) -> bool:

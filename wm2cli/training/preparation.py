@@ -5,6 +5,7 @@ What any stage lacks is said before the first step, not after days.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 
 from wm2cli.errors import ConfigError, DataError, UsageError
+from wm2cli.models.stormer import Stormer
 from wm2cli.rollout import WAYS
 from wm2cli.store import Store
 from wm2cli.training.build import Built, part_problems
 from wm2cli.training.losses import Weights, make_weights, persistence_errors
 from wm2cli.training.recipes import Recipe, Stage
 from wm2cli.training.samples import Samples, View
+from wm2cli.training.schedule import horizon
 from wm2cli.training.validation import Climatology, Validation, headlines
 
 JUDGED = 16
@@ -69,11 +72,15 @@ class Preparation:
             DataError: Stores that lack channels, times or splits, or lie on another grid.
         """
         impossible, lacking = [], []
+        if self.intervals() and not isinstance(self.built.model, Stormer):
+            impossible.append(f"increments are what a Stormer predicts, and the model is a {self.built.kind}: set "
+                              "loss.kind to l1 or mse")  # fmt: skip
         for stage in self.recipe.stages:
             problems = part_problems(self.built, stage.trainable)
-            problems += self._unreachable(range(stage.lead_step, stage.horizon[1] + 1, stage.lead_step))
+            if not self.intervals():
+                problems += self._unreachable(range(stage.lead_step, stage.horizon[1] + 1, stage.lead_step))
             try:
-                self.samples(stage, "train", stage.horizon[1])
+                self.samples(stage, "train")
             except ConfigError as error:
                 problems += [error.message]
             except DataError as error:
@@ -85,13 +92,23 @@ class Preparation:
             raise DataError("the stores do not have what the recipe needs", problems=lacking,
                             hint="make the stores again with `wm2 preprocess`, or change the recipe")  # fmt: skip
 
-    def samples(self, stage: Stage, split: str, longest: int, step: int | None = None) -> Samples:
+    def intervals(self) -> tuple[int, ...]:
+        """Hours from which samples draw, for increments; none for other losses."""
+        return self.built.model.steps if self.recipe.loss.kind == "increments" else ()
+
+    def horizon(self, stage: Stage, step: int | None = None) -> int:
+        """Longest lead time of a step of a stage in hours, or of the whole stage."""
+        if intervals := self.intervals():
+            return stage.rollout * max(intervals)
+        return stage.horizon[1] if step is None else horizon(stage, step)
+
+    def samples(self, stage: Stage, split: str, longest: int | None = None, step: int | None = None) -> Samples:
         """All samples of a stage in a split.
 
         Args:
             stage: Says which stores are read.
             split: `train` or `validation`.
-            longest: Longest lead time in hours.
+            longest: Longest lead time in hours; the stage's when None.
             step: Hours that all lead times are multiples of; the stage's when None.
 
         Raises:
@@ -109,7 +126,9 @@ class Preparation:
         if target.store.grid != model.grid:
             raise DataError(f"the store {target.store.path} is on {target.store.grid.describe()}, the model on "
                             f"{model.grid.describe()}", hint="make another store with `wm2 preprocess`")  # fmt: skip
-        return Samples(inputs, target, split, longest, stage.lead_step if step is None else step)
+        if step is None:
+            step = math.gcd(*self.intervals()) or stage.lead_step
+        return Samples(inputs, target, split, self.horizon(stage) if longest is None else longest, step)
 
     def weights(self, stage: Stage, number: int, samples: Samples) -> Weights:
         """The weights of a stage's loss.
@@ -121,7 +140,7 @@ class Preparation:
         """
         loss, model = self.recipe.loss, self.built.model
         equal = make_weights(loss, model.schema_out, model.grid, model.normalizer, {}, self.device)
-        if loss.leads == "equal":
+        if loss.leads == "equal" or loss.kind == "increments":
             return equal
         leads = tuple(range(stage.lead_step, stage.horizon[1] + 1, stage.lead_step))
         generator = np.random.Generator(np.random.Philox(key=[self.recipe.seed, number]))

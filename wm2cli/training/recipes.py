@@ -21,6 +21,10 @@ from wm2cli.errors import ConfigError
 from wm2cli.models.presets import PRESETS
 from wm2cli.schema import VARIABLES
 
+LEADS_OF_LOSS = ("leads", "lead_zero", "latent")
+LEADS_OF_STAGE = ("lead_step", "horizon", "growth", "targets", "tail")
+"""Settings of lead times that are drawn, which increments have not."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -29,7 +33,9 @@ class OptimizerConfig:
     Args:
         name: `adamw` and `muon` are torch's; `shampoo` is `wm2cli.training.shampoo`.
         betas, epsilon: Of Adam; of Shampoo's filtered gradient and factor matrices.
-        weight_decay: Decoupled; norms, biases and other vectors are left out.
+        weight_decay: Decoupled.
+        decay: What it acts on. `matrices` leaves out norms, biases and other vectors; `all-but-embeddings` leaves out
+            the tables of positions and of variables alone, as Stormer's code does.
         momentum: Of Muon.
         linear_rate: Rate of the codecs' linear layers between fields and latent, as a share of the others'.
         precondition_every: Shampoo: steps between refreshes of the roots.
@@ -40,6 +46,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     epsilon: float = 1e-8
     weight_decay: float = 0.01
+    decay: Literal["matrices", "all-but-embeddings"] = "matrices"
     momentum: float = 0.95
     linear_rate: float = 1.0
     precondition_every: int = 20
@@ -51,19 +58,26 @@ class LossConfig:
     """What is minimised.
 
     Args:
-        kind: `l1` (WeatherMesh) or `mse` (Stormer), weighted by the area of rows.
+        kind: `l1` or `mse` of fields, or `increments`: the mean square error of the changes that a Stormer predicts,
+            each sample over an interval of its own (arXiv 2312.03876, equations 1 to 4). Weighted by the area of rows.
         channels: Weights of channels: `difference` measures every channel in standard deviations of its change within
-            six hours, `pressure` in standard deviations times the level's pressure (Stormer, equation 2), `equal` in
-            standard deviations.
+            six hours, `pressure` in standard deviations, times the level's share of the sum of all levels, so that a
+            variable on levels counts as much as one at the surface (Stormer, equation 2), `equal` in standard
+            deviations. Increments are in standard deviations of the change, which `difference` leaves as it is.
         variables: Further factors by variable (`z`) or channel (`z500`); 1 where nothing is said.
+        weight_norm: What the channels' weights are divided by: their `sum`, which makes the loss a mean (Stormer's
+            code), or their `count` (its paper).
         leads: Weights of lead times: `persistence` divides by the error of persistence at that lead, `equal` does not.
         lead_zero: Weight of the reconstruction at lead 0 where it is drawn.
         latent: Weight of the mean square of latents, which keeps encoders and steps on one scale.
+
+    `leads`, `lead_zero` and `latent` are of no use to increments and cannot be set there.
     """
 
-    kind: Literal["l1", "mse"] = "l1"
+    kind: Literal["l1", "mse", "increments"] = "l1"
     channels: Literal["difference", "pressure", "equal"] = "difference"
     variables: Mapping[str, float] = field(default_factory=dict)
+    weight_norm: Literal["sum", "count"] = "sum"
     leads: Literal["persistence", "equal"] = "persistence"
     lead_zero: float = 0.1
     latent: float = 1e-4
@@ -89,10 +103,13 @@ class Stage:
         targets: Lead times drawn in a step: the horizon, and others at random below it, lead 0 among them.
         tail: Hours before the horizon in which targets lie and through which gradients flow; the way there is made
             without them, which is how a forecast learns to stay sound beyond what fits into memory. All when None.
+        rollout: Steps that follow one another from each sample, for increments, in place of what is said of lead times:
+            each sample draws one of the model's intervals for all of them.
         batch: Samples in a step, over all ranks.
         micro: Samples in one pass; smaller needs less memory. Gradients are added up as a fixed tree of these.
         schedule: `cosine`, or `constant` with a linear cooldown at the end.
-        warmup: Steps in which the rate rises from zero.
+        warmup: Steps in which the rate rises; the last of them has all of it.
+        initial: Rate of the first of these, as a share of `rate`; the same rise as in the others when None.
         cooldown: Share of the steps in which a constant rate falls.
         final: Rate at the end, as a share of `rate`.
     """
@@ -108,10 +125,12 @@ class Stage:
     growth: Literal["linear", "quadratic", "mixed"] = "linear"
     targets: int = 1
     tail: int | None = None
+    rollout: int = 1
     batch: int = 8
     micro: int = 4
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: int = 0
+    initial: float | None = None
     cooldown: float = 0.2
     final: float = 0.0
     stop: int | None = None
@@ -230,16 +249,11 @@ class Recipe:
         if not self.explosion > 1:
             problems.append(f"explosion must be above 1, found {self.explosion}")
         problems += _optimizer_problems(self.optimizer)
-        for name, value in (("lead_zero", self.loss.lead_zero), ("latent", self.loss.latent)):
-            if not 0 <= value < math.inf:
-                problems.append(f"loss.{name} must be at least 0, found {value}")
-        for key, value in self.loss.variables.items():
-            if not 0 <= value < math.inf:
-                problems.append(f"loss.variables.{key} must be a number of at least 0, found {value!r}")
-            elif key.rstrip("0123456789.") not in VARIABLES and key not in VARIABLES:
-                problems.append(f"loss.variables.{key} is no variable and no channel")
+        problems += _loss_problems(self.loss)
+        increments = self.loss.kind == "increments"
         for stage in self.stages:
-            problems += [f"stage {stage.name}: {text}" for text in _stage_problems(stage)]
+            found = _stage_problems(stage) + (_increment_problems(stage) if increments else _lead_problems(stage))
+            problems += [f"stage {stage.name}: {text}" for text in found]
         if problems:
             raise ConfigError(f"the recipe {self.name} is not possible", problems=problems)
         return self
@@ -256,8 +270,35 @@ def _optimizer_problems(optimizer: OptimizerConfig) -> list[str]:
     return problems
 
 
+def _loss_problems(loss: LossConfig) -> list[str]:
+    problems = [f"loss.{name} must be at least 0, found {value}"
+                for name, value in (("lead_zero", loss.lead_zero), ("latent", loss.latent))
+                if not 0 <= value < math.inf]  # fmt: skip
+    for key, value in loss.variables.items():
+        if not 0 <= value < math.inf:
+            problems.append(f"loss.variables.{key} must be a number of at least 0, found {value!r}")
+        elif key.rstrip("0123456789.") not in VARIABLES and key not in VARIABLES:
+            problems.append(f"loss.variables.{key} is no variable and no channel")
+    if loss.kind == "increments":
+        if loss.channels == "equal":
+            problems.append("loss.channels must be difference or pressure for increments, found equal")
+        problems += [f"loss.{name} is of no use to increments: leave it out" for name in _set(loss, LEADS_OF_LOSS)]
+    return problems
+
+
+def _increment_problems(stage: Stage) -> list[str]:
+    problems = [f"{name} is of no use to increments, whose lead times are rollout steps of the model: leave it out"
+                for name in _set(stage, LEADS_OF_STAGE)]  # fmt: skip
+    return problems + ([f"rollout must be at least 1, found {stage.rollout}"] if stage.rollout < 1 else [])
+
+
+def _set(config: LossConfig | Stage, names: Sequence[str]) -> list[str]:
+    """Those of some fields that do not have their default."""
+    return [name for name in names if getattr(config, name) != getattr(type(config), name)]
+
+
 def _stage_problems(stage: Stage) -> list[str]:
-    counts = {name: getattr(stage, name) for name in ("steps", "lead_step", "targets", "batch", "micro")}
+    counts = {name: getattr(stage, name) for name in ("steps", "batch", "micro")}
     problems = [f"{name} must be at least 1, found {value}" for name, value in counts.items() if value < 1]
     if stage.stop is not None and not 1 <= stage.stop <= stage.steps:
         problems.append(f"stop must be 1 to {stage.steps}, found {stage.stop}")
@@ -265,15 +306,10 @@ def _stage_problems(stage: Stage) -> list[str]:
         problems.append(f"rate must be positive, found {stage.rate}")
     if stage.micro >= 1 and stage.batch % stage.micro:
         problems.append(f"a batch of {stage.batch} is not a number of passes of {stage.micro}")
-    first, last = stage.horizon
-    if stage.lead_step >= 1 and (first < stage.lead_step or last < first or last % stage.lead_step):
-        problems.append(f"horizon {list(stage.horizon)} must rise in multiples of {stage.lead_step} h")
-    if stage.tail is not None and (stage.tail < stage.lead_step or stage.tail % 6 or stage.horizon[0] % 6):
-        problems.append(f"tail must be a multiple of 6 h and at least {stage.lead_step} h, found {stage.tail}")
     if not 0 <= stage.warmup <= stage.steps:
         problems.append(f"warmup must be 0 to {stage.steps}, found {stage.warmup}")
-    if not 0 <= stage.cooldown <= 1 or not 0 <= stage.final <= 1:
-        problems.append("cooldown and final are shares from 0 to 1")
+    if not all(0 <= share <= 1 for share in (stage.cooldown, stage.final, stage.initial or 0.0)):
+        problems.append("cooldown, initial and final are shares from 0 to 1")
     if not stage.trainable:
         problems.append("nothing is trainable")
     for part in stage.trainable:
@@ -282,6 +318,19 @@ def _stage_problems(stage: Stage) -> list[str]:
             problems.append(
                 f"'{part}' is no part of a model; parts are all, encoder:NAME, processor:HOURS, decoder, blend"
             )
+    return problems
+
+
+def _lead_problems(stage: Stage) -> list[str]:
+    problems = [f"{name} must be at least 1, found {getattr(stage, name)}" for name in ("lead_step", "targets")
+                if getattr(stage, name) < 1]  # fmt: skip
+    first, last = stage.horizon
+    if stage.lead_step >= 1 and (first < stage.lead_step or last < first or last % stage.lead_step):
+        problems.append(f"horizon {list(stage.horizon)} must rise in multiples of {stage.lead_step} h")
+    if stage.tail is not None and (stage.tail < stage.lead_step or stage.tail % 6 or stage.horizon[0] % 6):
+        problems.append(f"tail must be a multiple of 6 h and at least {stage.lead_step} h, found {stage.tail}")
+    if stage.rollout != 1:
+        problems.append("rollout is for increments alone (loss.kind): say how far it goes by horizon")
     return problems
 
 

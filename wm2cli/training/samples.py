@@ -66,19 +66,21 @@ class Batch:
 
     Args:
         inputs: Initial states by encoder.
-        targets: By lead time in hours.
+        targets: By lead time in hours; where samples have intervals, by the number of the step, the initial truth at 0.
+        intervals: (B,) hours of each sample's steps, if these are its own.
     """
 
     inputs: Mapping[str, State]
     targets: Mapping[int, State]
+    intervals: Indices | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())).time)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """The same on a device; intervals stay on the host."""
         return Batch({name: state.to(device) for name, state in self.inputs.items()},
-                     {lead: state.to(device) for lead, state in self.targets.items()})  # fmt: skip
+                     {lead: state.to(device) for lead, state in self.targets.items()}, self.intervals)  # fmt: skip
 
 
 class Samples:
@@ -141,13 +143,31 @@ class Samples:
     def read(self, chosen: Indices, leads: tuple[int, ...]) -> Batch:
         """Samples by their places in `starts`."""
         places = self.starts[chosen]
+        targets = {lead: self.target.read(places + lead // self._hours) for lead in leads}
+        return Batch(self._initial(places), targets)
+
+    def read_steps(self, chosen: Indices, intervals: Indices, count: int) -> Batch:
+        """Samples by their places in `starts`, with the truth at so many steps of each sample's own interval.
+
+        Args:
+            chosen: (B,).
+            intervals: (B,) hours, multiples of the store's step.
+            count: Steps.
+        """
+        places = self.starts[chosen]
+        inputs = self._initial(places)
+        ((name, first),) = inputs.items()
+        same = self.inputs[name].store is self.target.store and first.schema == self.target.schema
+        targets = {0: first if same else self.target.read(places)}
+        targets |= {step: self.target.read(places + step * intervals // self._hours) for step in range(1, count + 1)}
+        return Batch(inputs, targets, intervals)
+
+    def _initial(self, places: Indices) -> dict[str, State]:
         times = self.target.store.time[places]
-        inputs = {
+        return {
             name: view.read(places if view.store is self.target.store else view.store.index(times))
             for name, view in self.inputs.items()
         }
-        targets = {lead: self.target.read(places + lead // self._hours) for lead in leads}
-        return Batch(inputs, targets)
 
 
 @dataclass(frozen=True)

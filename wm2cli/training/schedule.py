@@ -7,6 +7,7 @@ step alone, not on workers, ranks or what was prefetched.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,17 +28,20 @@ class Draw:
 
     Args:
         starts: (batch,) places in the list of possible initial times.
-        leads: Hours, increasing; the last is the horizon.
+        leads: Hours, increasing; the last is the horizon. None where samples have intervals.
+        intervals: (batch,) hours of each sample's steps, where these are drawn.
     """
 
     starts: Indices
     leads: tuple[int, ...]
+    intervals: Indices | None = None
 
 
 def rate(stage: Stage, step: int) -> float:
     """Learning rate of a step, 0 to `stage.steps` - 1."""
     if step < stage.warmup:
-        return stage.rate * (step + 1) / stage.warmup
+        first = 1 / stage.warmup if stage.initial is None else stage.initial
+        return stage.rate * (first + (1 - first) * step / max(1, stage.warmup - 1))
     if stage.schedule == "cosine":
         share = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
         return stage.rate * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * share)))
@@ -58,8 +62,8 @@ def horizon(stage: Stage, step: int) -> int:
     return first + min(int(grown * count), count - 1) * stage.lead_step
 
 
-def draw(stage: Stage, number: int, step: int, seed: int, possible: int) -> Draw:
-    """Samples and lead times of a step.
+def draw(stage: Stage, number: int, step: int, seed: int, possible: int, intervals: Sequence[int] = ()) -> Draw:
+    """Samples of a step, and their lead times or intervals.
 
     Args:
         stage: The stage.
@@ -67,13 +71,16 @@ def draw(stage: Stage, number: int, step: int, seed: int, possible: int) -> Draw
         step: In the stage.
         seed: Of the recipe.
         possible: How many initial times there are.
+        intervals: Hours from which each sample draws, all alike; lead times are drawn where there are none.
     """
     places = np.arange(step * stage.batch, (step + 1) * stage.batch)
     starts = np.array([_shuffled(seed, number, int(place // possible), possible)[place % possible] for place in places])
+    chance = np.random.Generator(np.random.Philox(key=[seed, (number << 40) + (1 << 39) + step]))
+    if intervals:
+        return Draw(starts, (), chance.choice(np.array(intervals, np.int64), size=stage.batch))
     longest = horizon(stage, step)
     nearest = 0 if stage.tail is None else max(0, longest - stage.tail + stage.lead_step)
     below = list(range(nearest, longest, stage.lead_step))
-    chance = np.random.Generator(np.random.Philox(key=[seed, (number << 40) + (1 << 39) + step]))
     others = chance.choice(below, size=min(stage.targets - 1, len(below)), replace=False).tolist()
     return Draw(starts, tuple(sorted([*map(int, others), longest])))
 
