@@ -25,6 +25,7 @@ from wm2cli.models.stormer import SCHEMA, Stormer, published_statistics
 from wm2cli.state import State
 from wm2cli.store import Store
 from wm2cli.training.gradients import part
+from wm2cli.training.log import labelled
 from wm2cli.training.loop import Listener, Step
 from wm2cli.training.losses import Keep, Weights, difference, increment_loss, keep, make_weights
 from wm2cli.training.optimizers import Optimizers
@@ -307,6 +308,7 @@ def test_a_few_samples_are_learnt(tmp_path: Path) -> None:
     assert max(losses[110:120]) < 0.1 * losses[0]
     assert max(losses[-10:]) < 0.15 * losses[0]
     assert [(len(report.leads), report.horizon) for report in (reports[0], reports[-1])] == [(1, 24), (2, 48)]
+    assert list(labelled(vars(reports[-1]))) == ["step 1", "step 2"]
     assert reports[-1].loss == pytest.approx(np.mean(list(reports[-1].leads.values())), rel=1e-5)
     assert any("8 initial times, 1 x 24 or 12 or 6 h" in note for note in notes)
     assert any("4 initial times, 2 x 24 or 12 or 6 h" in note for note in notes)

@@ -26,7 +26,7 @@ from wm2cli.state import Normalizer, State
 from wm2cli.store import Store
 from wm2cli.training import loop
 from wm2cli.training.gradients import gradient_sums
-from wm2cli.training.log import Log
+from wm2cli.training.log import Log, labelled
 from wm2cli.training.loop import Listener, Step
 from wm2cli.training.losses import (
     Keep,
@@ -658,6 +658,7 @@ def test_a_step_tells_where_its_time_went(store: Store, start: Path, tmp_path: P
     for line, report in zip(steps, reports, strict=True):
         assert line["loss"] == report.loss
         assert line["leads"] == {"6": report.leads[6]}
+        assert labelled(line) == {"6 h": report.leads[6]}
         assert line["memory"] > 1e7
         assert line["samples_per_second"] == pytest.approx(4 / sum(line["seconds"].values()), rel=0.05)
     assert json.loads(json.dumps(result.to_dict()))["finished"] is True

@@ -153,13 +153,16 @@ class _Lines:
 def _table(report: Step) -> Table:
     from rich.table import Table
 
+    from wm2cli.training.log import labelled
+
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column()
     seconds = sum(report.seconds.values()) or 1.0
+    parts = "  ".join(f"{name} {value:.3f}" for name, value in labelled(vars(report)).items())
     rows = {
         "step": f"{report.step} of {report.steps}, stage {report.stage}",
-        "loss": f"{report.loss:.4f}   " + "  ".join(f"{lead} h {value:.3f}" for lead, value in report.leads.items()),
+        "loss": f"{report.loss:.4f}   {parts}",
         "rate": f"{report.rate:.2e}, gradient {report.gradient:.3g}, skipped {report.skipped}",
         "horizon": f"{report.horizon} h",
         "speed": f"{report.samples_per_second:.2f} samples/s; waiting for data "

@@ -46,7 +46,7 @@ class Log:
         self._line({"kind": "step", **report})
         if self._events:
             values = {"loss": report["loss"], "rate": report["rate"], "gradient": report["gradient"],
-                      **{f"loss at lead/{lead} h": value for lead, value in report["leads"].items()},
+                      **{f"loss at/{label}": value for label, value in labelled(report).items()},
                       **{f"seconds/{name}": value for name, value in report["seconds"].items()}}  # fmt: skip
             for name, value in values.items():
                 self._events.add_scalar(name, value, report["step"])
@@ -71,6 +71,12 @@ class Log:
             self._stream.write(json.dumps(plain({"format": FORMAT, **document}), allow_nan=False) + "\n")
         except OSError as error:
             raise _unwritable(error) from error
+
+
+def labelled(report: Mapping[str, Any]) -> dict[str, float]:
+    """The parts of the loss of a `loop.Step`, under names for people."""
+    unit = "step {}" if report["intervals"] else "{} h"
+    return {unit.format(lead): value for lead, value in report["leads"].items()}
 
 
 def plain(value: Any) -> Any:

@@ -78,9 +78,10 @@ class Step:
         step, steps: Updates made, and those of the whole run.
         stage: Name of the stage.
         loss: NaN when the step was skipped for it.
-        leads: Unweighted loss by lead time; of increments, by the number of the step.
+        leads: Unweighted loss by lead time; of increments, by the number of the step from a sample.
+        intervals: Hours that such a step may have; empty where there are lead times.
         rate, gradient: Learning rate, and norm of the gradient before clipping.
-        horizon: Hours.
+        horizon: Hours, the longest possible.
         skipped: Steps skipped so far.
         seconds: `data` (waited for samples), `compute`, `update`.
         samples_per_second: Over all ranks.
@@ -92,6 +93,7 @@ class Step:
     stage: str
     loss: float
     leads: Mapping[int, float]
+    intervals: tuple[int, ...]
     rate: float
     gradient: float
     horizon: int
@@ -324,8 +326,9 @@ class _Run:
         self.waited += waited
         self.busy += ended - started
         report = Step(
-            step=self.at.done, steps=self.recipe.steps, stage=stage.name, loss=loss, leads=leads, rate=used,
-            gradient=norm, horizon=self.preparation.horizon(stage, self.at.step - 1), skipped=self.at.skipped,
+            step=self.at.done, steps=self.recipe.steps, stage=stage.name, loss=loss, leads=leads,
+            intervals=self.preparation.intervals(), rate=used, gradient=norm,
+            horizon=self.preparation.horizon(stage, self.at.step - 1), skipped=self.at.skipped,
             seconds={"data": waited, "compute": computed - started, "update": ended - computed},
             samples_per_second=stage.batch / max(waited + ended - started, 1e-9), memory=_memory(self.device),
         )  # fmt: skip
