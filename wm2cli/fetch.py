@@ -142,7 +142,7 @@ class Plan:
     """What would be fetched.
 
     Args:
-        pieces: One mapping each: source, key, path, bytes (None when unknown), requests, cached.
+        pieces: One mapping each: source, key, path, bytes (None when unknown), requests, fields, cached.
         notes: Which source was chosen and why.
     """
 
@@ -253,6 +253,7 @@ def rows_of(name: str, request: Request, access: Access) -> list[dict[str, Any]]
             size = path.stat().st_size if path.is_file() else None
         rows.append({
             "source": source.name, "key": piece.key, "path": str(path), "bytes": size, "requests": piece.requests,
+            "fields": len(piece.parts),
             "cached": held is not None or (not source.keeps and size is not None),
         })  # fmt: skip
     return rows

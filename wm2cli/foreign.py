@@ -102,6 +102,8 @@ def import_stormer(
     """
     with TorchArchive(path) as archive:
         entries, problems = _state(path, archive.root)
+        if like is not None and isinstance(like.config, StormerConfig):
+            grid, heads = grid or like.grid, heads or like.config.heads
         found = _architecture(entries, archive.root, grid, heads, problems)
         if found is None:
             raise _refusal(path, problems)

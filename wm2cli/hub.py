@@ -142,7 +142,7 @@ def fetch(wanted: Published, folder: Path, on_progress: Progress = quiet) -> Fet
 def _agree(wanted: Published, announced: Mapping[str, str]) -> tuple[str | None, str]:
     """The commit, when the hub names one, and the sha256 to expect; nothing is fetched that cannot be right."""
     commit = announced.get("X-Repo-Commit", "")
-    tag = announced.get("X-Linked-Etag", "").strip('W/"')
+    tag = announced.get("X-Linked-Etag", announced.get("ETag", "")).strip('W/"')
     size = announced.get("X-Linked-Size", "")
     sha256 = tag if re.fullmatch(r"[0-9a-f]{64}", tag) else None
     problems = []

@@ -26,6 +26,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 
 import wm2cli
 from wm2cli.errors import RemoteError
@@ -145,8 +146,7 @@ class _Session(requests.Session):
     """An answer that sends elsewhere gets no credentials for there: not those of this host, and none of ~/.netrc."""
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        old, new = urlsplit(str(response.request.url)), urlsplit(str(prepared_request.url))
-        if (old.scheme, old.netloc) != (new.scheme, new.netloc):
+        if _origin(str(response.request.url)) != _origin(str(prepared_request.url)):
             prepared_request.headers.pop("Authorization", None)
 
 
@@ -211,10 +211,9 @@ class Door:
         return Reply(bytes(sink.data), found, size)
 
     def head(self, url: str) -> Mapping[str, str]:
-        """What a service says of an object, without its bytes.
+        """What a service says of an object, without its bytes: headers, whatever their case.
 
-        Where the bytes are kept elsewhere, this is what the service itself says, and `Location` is where; a redirect
-        within the service is followed.
+        Redirects within the service are followed; where it keeps the bytes elsewhere, what it says itself is all.
 
         Raises:
             As `get`.
@@ -222,19 +221,25 @@ class Door:
         failed = 0
         while True:
             try:
-                for _ in range(_MOST_REDIRECTS):
-                    with self._answer(url, {"User-Agent": USER_AGENT}, "HEAD") as answer:
-                        target = answer.headers.get("Location")
-                        if not answer.is_redirect or target is None:
-                            self._check_status(url, answer)
-                            return answer.headers
-                        if urlsplit(target).netloc:
-                            return answer.headers
-                    url = urljoin(url, target)
-                raise RemoteError(f"{shown(url)}: redirects without end")
+                return self._head(url)
             except _AgainError as error:
                 failed += 1
                 self._rest(url, failed, error)
+
+    def _head(self, url: str) -> Mapping[str, str]:
+        said: CaseInsensitiveDict[str] = CaseInsensitiveDict()
+        for _ in range(_MOST_REDIRECTS):
+            headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+            with self._answer(url, headers, "HEAD") as answer:
+                said.update(answer.headers)
+                if not answer.is_redirect:
+                    self._check_status(url, answer)
+                    return said
+                target = urljoin(url, answer.headers["Location"])
+            if _origin(target) != _origin(url):
+                return said
+            url = target
+        raise RemoteError(f"{shown(url)}: redirects without end")
 
     def download(self, url: str, path: Path, size: int | None, *, on_bytes: Callable[[int, bool], None]) -> None:
         """A whole object into a file; what an earlier run left there is continued when it is of the same version.
@@ -494,6 +499,10 @@ def shown(url: str) -> str:
     """An address without what may be secret in it: user, password and query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _origin(url: str) -> tuple[str, str]:
+    return urlsplit(url).scheme, urlsplit(url).netloc
 
 
 def _tag(answer: requests.Response) -> str | None:

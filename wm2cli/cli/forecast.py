@@ -201,7 +201,9 @@ def _show_plan(document: dict[str, Any]) -> None:
 
     for read in document["reads"]:
         how = "" if read["cached"] else f", to be fetched in about {read['requests']} requests" * bool(read["requests"])
-        table.add_row("read", f"{read['piece']} ({size(read['bytes'])}{how}) by encoder {read['encoder']}")
+        fields = f"{read['fields']} fields, " if read["fields"] else ""
+        table.add_row("read", f"{read['piece']} ({fields}{size(read['bytes'])}{how}) by encoder {read['encoder']}")
+    table.add_row("", f"brought to {document['runs']['grid']}; conservatively, where they are on another grid")
     held, runs, writes = document["weights"], document["runs"], document["writes"]
     trained = "" if held["trained"] else ", untrained"
     table.add_row(
