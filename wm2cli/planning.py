@@ -104,16 +104,11 @@ def plan(options: Options) -> Plan:
         reads=tuple(reads),
         weights={"path": str(path), "name": header.name, "bytes": path.stat().st_size, "parameters": parameters,
                  "trained": header.trained},
-<<<<<<< HEAD
-        runs={"device": str(device), "precision": precision, "encodes": len(groups), "decodes": decodes,
+        runs={"device": str(device), "precision": precision, "grid": model.grid.describe(),
+              "encodes": len(groups), "decodes": decodes,
               "advances": {str(step): number for step, number in route.advances.items()},
               "evaluations": len(route.order), "paths": choice.description, "latents_held": route.latents,
               "means_held": route.means,
-=======
-        runs={"device": str(device), "precision": precision, "grid": model.grid.describe(),
-              "encodes": len(groups), "decodes": len(leads),
-              "advances": {str(step): number for step, number in sorted(counts.items(), reverse=True)},
->>>>>>> stormer-weights
               "operations": total, "operations_per_second": rate, "seconds": total / rate, "host_bytes": host,
               "device_bytes": memory if device.type == "cuda" else 0},
         writes={"path": str(options.target), "times": len(leads), "first_lead_hours": leads[0],
