@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from networks import network, static
+from stores import make_store, untrained
 
 from wm2cli import checkpoint
 from wm2cli.checkpoint import Header
+from wm2cli.store import Store
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads, and small networks gain nothing from several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A training store of the toy's channels."""
+    return make_store(tmp_path_factory.mktemp("store") / "store")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Path:
+    """Untrained weights with the statistics of `store`."""
+    return untrained(tmp_path_factory.mktemp("start") / "start.safetensors", store)
 
 
 @pytest.fixture(scope="session")

@@ -25,13 +25,7 @@ Shape = tuple[int, int, int, int, int, int]
 Sizes = tuple[int, int, int]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small only wait for threads, on a busy machine very long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def natten_window(query: int, length: int, size: int, *, periodic: bool) -> set[int]:
