@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,18 @@ def classes(names: tuple[str, ...] = FOREIGN) -> Iterator[list[Any]]:
             del sys.modules[name]
 
 
-def optimizer_states(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def optimizer_states(state: Mapping[str, Tensor], draw: Callable[[torch.Size], Tensor] = torch.rand) -> dict[str, Any]:
     """Two moments of each tensor, as AdamW keeps them."""
     return {
-        "state": {number: {"step": torch.tensor(9.0), "exp_avg": torch.randn(value.shape),
-                           "exp_avg_sq": torch.rand(value.shape)}
+        "state": {number: {"step": torch.tensor(9.0), "exp_avg": draw(value.shape), "exp_avg_sq": draw(value.shape)}
                   for number, value in enumerate(state.values()) if isinstance(value, Tensor)},
         "param_groups": [{"lr": 5e-7, "betas": (0.9, 0.95), "weight_decay": 1e-5, "params": list(range(len(state)))}],
     }  # fmt: skip
 
 
-def write(path: Path, state: Mapping[str, Tensor], **more: Any) -> Path:
+def write(
+    path: Path, state: Mapping[str, Tensor], draw: Callable[[torch.Size], Tensor] = torch.rand, **more: Any
+) -> Path:  # fmt: skip
     """A checkpoint with these tensors under their published names; `more` replaces entries of it."""
     whole = OrderedDict(state)
     whole._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]  # as `state_dict()` has it
@@ -76,8 +77,9 @@ def write(path: Path, state: Mapping[str, Tensor], **more: Any) -> Path:
             "epoch": 19, "global_step": 14_000, "pytorch-lightning_version": "2.1.1", "state_dict": whole,
             "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 20}}}},
             "callbacks": {"ModelCheckpoint{'monitor': 'val'}": {"best": torch.tensor(0.5), "thing": things[0]}},
-            "optimizer_states": [optimizer_states(state)], "lr_schedulers": [{"last_epoch": 9, "scheduler": things}],
-            "hparams_name": "kwargs", "hyper_parameters": {"lr": 5e-7, "metrics": things[1:4]}, **more,
+            "optimizer_states": [optimizer_states(state, draw)],
+            "lr_schedulers": [{"last_epoch": 9, "scheduler": things}], "hparams_name": "kwargs",
+            "hyper_parameters": {"lr": 5e-7, "metrics": things[1:4]}, **more,
         }, path)  # fmt: skip
     return path
 

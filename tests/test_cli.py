@@ -50,7 +50,16 @@ def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]
         assert command in text
 
 
-@pytest.mark.parametrize("command", [["forecast"], ["paths"], ["doctor"], ["weights", "init"], ["weights", "info"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["forecast"],
+        ["paths"],
+        ["doctor"],
+        *(["weights", verb] for verb in ("list", "get", "import", "verify", "info", "init")),
+    ],
+    ids=" ".join,
+)
 def test_every_command_shows_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0
     text = capsys.readouterr().out

@@ -329,7 +329,7 @@ def _account(published: Published, origin: Mapping[str, str]) -> Account:
 def _notes(made: Imported) -> tuple[str, ...]:
     if not made.ignored:
         return ()
-    return (f"left alone: {len(made.ignored)} foreign names in the file, {', '.join(made.ignored)}",)
+    return (f"{len(made.ignored)} foreign names in the file were not looked up: {', '.join(made.ignored)}",)
 
 
 def _refuse_existing(out: Path, overwrite: bool) -> None:
