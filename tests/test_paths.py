@@ -25,7 +25,8 @@ from wm2cli.errors import CheckpointError, ConfigError, DataError, ResourceError
 from wm2cli.models import Latent
 from wm2cli.models.stormer import CHANNELS, SCHEMA, Stormer, StormerConfig
 from wm2cli.models.stormer_network import StormerNetwork
-from wm2cli.rollout import Route, Steps, homogeneous, longest_first, rollout, tree_order
+from wm2cli.paths import Steps, text_of
+from wm2cli.rollout import Paths, Route, homogeneous, length, longest_first, rollout, runs_of, step_plan
 from wm2cli.schema import Schema
 from wm2cli.state import Normalizer
 from wm2cli.store import open_store
@@ -66,6 +67,15 @@ class Ledger:
         return float(pressure)
 
 
+def run_lengths(flat: Any) -> Paths:
+    """Paths given step by step."""
+    return {lead: tuple(map(runs_of, some)) for lead, some in flat.items()}
+
+
+def flat(path: Any) -> Steps:
+    return tuple(hours for hours, count in path for _ in range(count))
+
+
 def follow(route: Route) -> tuple[Ledger, list[tuple[int, Any]]]:
     model = Ledger()
     found = rollout(model, model.make(()), route)  # type: ignore[arg-type]
@@ -76,15 +86,14 @@ def follow(route: Route) -> tuple[Ledger, list[tuple[int, Any]]]:
 
 
 def test_homogeneous_by_hand() -> None:
-    assert homogeneous(STEPS, (6, 12, 18, 24)) == {
-        6: ((6,),), 12: ((6, 6), (12,)), 18: ((6, 6, 6),), 24: ((6, 6, 6, 6), (12, 12), (24,)),
-    }  # fmt: skip
+    by_hand = {6: ((6,),), 12: ((6, 6), (12,)), 18: ((6, 6, 6),), 24: ((6, 6, 6, 6), (12, 12), (24,))}
+    assert homogeneous(STEPS, (6, 12, 18, 24)) == run_lengths(by_hand)
     with pytest.raises(UsageError, match="steps of 24 h do not reach 6 h, 12 h"):
         homogeneous((24,), (6, 12, 24))
 
 
 def test_longest_first_by_hand() -> None:
-    assert longest_first(STEPS, (6, 42, 48)) == {6: ((6,),), 42: ((24, 12, 6),), 48: ((24, 24),)}
+    assert longest_first(STEPS, (6, 42, 48)) == run_lengths({6: ((6,),), 42: ((24, 12, 6),), 48: ((24, 24),)})
 
 
 def test_the_number_of_sequences_is_the_published_one() -> None:
@@ -137,7 +146,7 @@ def test_fourteen_days_are_98_steps_and_hold_three_latents() -> None:
 
 
 def test_shared_beginnings_are_computed_once() -> None:
-    route = Route.along({24: ((12, 6, 6), (12, 12)), 36: ((12, 6, 6, 12), (6, 6, 24))})
+    route = Route.along(run_lengths({24: ((12, 6, 6), (12, 12)), 36: ((12, 6, 6, 12), (6, 6, 24))}))
     model, found = follow(route)
     assert sorted(model.taken) == [(6,), (6, 6), (6, 6, 24), (12,), (12, 6), (12, 6, 6), (12, 6, 6, 12), (12, 12)]
     assert dict(found) == {24: (216 + 288) / 2, 36: (360 + 648) / 2}
@@ -148,28 +157,45 @@ def test_shared_beginnings_are_computed_once() -> None:
     [
         homogeneous(STEPS, range(6, 121, 6)),
         longest_first(STEPS, range(6, 121, 6)),
-        {lead: paths.draw(STEPS, lead, 20, 1) for lead in (24, 72, 120)},
-        {lead: paths.draw(STEPS, lead, 3, 1) for lead in range(24, 241, 24)},
+        run_lengths({lead: paths.draw(STEPS, lead, 20, 1) for lead in (24, 72, 120)}),
+        run_lengths({lead: paths.draw(STEPS, lead, 3, 1) for lead in range(24, 241, 24)}),
     ],
     ids=["homogeneous", "longest", "many to a few", "few to many"],
 )
 def test_what_is_held_is_known_before(chosen: Any) -> None:
     route = Route.along(chosen)
     model, found = follow(route)
-    assert sorted(model.taken) == sorted(set(tree_order(path for some in chosen.values() for path in some)))
+    every = {flat(path) for some in chosen.values() for path in some}
+    assert sorted(model.taken) == sorted({path[:end] for path in every for end in range(1, len(path) + 1)})
     assert model.most == route.latents + 1  # beside those held, the one that is being computed
     assert dict(found) == {
-        lead: pytest.approx(np.mean([sum(step**2 for step in path) for path in some])) for lead, some in chosen.items()
+        lead: pytest.approx(np.mean([sum(step**2 for step in flat(path)) for path in some]))
+        for lead, some in chosen.items()
     }
     assert not model.alive
 
 
 def test_the_order_is_the_one_that_holds_less() -> None:
-    many = Route.along({lead: paths.draw(STEPS, lead, 32, 1) for lead in (72, 120)})
+    many = Route.along(run_lengths({lead: paths.draw(STEPS, lead, 32, 1) for lead in (72, 120)}))
     assert many.latents + many.means < 20  # by lead time, some forty latents
     assert many.means == 2
     few = Route.along(homogeneous(STEPS, range(6, 337, 6)))
     assert few.means == 1  # branch by branch, 28 means
+
+
+def test_runs_by_hand() -> None:
+    assert runs_of((24, 12, 12, 24)) == ((24, 1), (12, 2), (24, 1))
+    assert length(runs_of((24, 12, 12, 24))) == 72
+    assert text_of(runs_of((24, 12, 12, 24))) == "24+2x12+24"
+    assert runs_of(()) == ()
+
+
+def test_a_long_forecast_is_planned_in_a_moment() -> None:
+    """Two years by the hour: what it takes must not grow with the square of the lead times."""
+    route = Route.along(longest_first((6, 1), range(1, 17521)))
+    assert route.advances == {6: 2920, 1: 5 * 2920}
+    assert (route.latents, route.means) == (2, 0)
+    assert step_plan((6, 1), (7,)) == {6: {1: {}}}
 
 
 def test_a_mean_is_that_of_normalised_fields() -> None:
@@ -220,9 +246,9 @@ def test_the_usual_way_is_the_models(model: Stormer) -> None:
     usual = choice(None, network(), (6, 7))
     assert usual.route.paths == longest_first((6, 1), (6, 7))
     assert not usual.listed
-    assert choice("longest", model, (30,)).route.paths == {30: ((24, 6),)}
+    assert choice("longest", model, (30,)).route.paths == {30: (((24, 1), (6, 1)),)}
     twelve = choice("12", model, (12, 24))
-    assert twelve.route.paths == {12: ((12,),), 24: ((12, 12),)}
+    assert twelve.route.paths == {12: (((12, 1),),), 24: (((12, 2),),)}
     assert twelve.text == "12 h: 12\n24 h: 2x12"
     assert twelve.members == (1, 1)
 
@@ -239,7 +265,7 @@ def test_a_file_comes_back_as_it_was_written(tmp_path: Path, model: Stormer) -> 
     assert chosen.members == (2, 1)
     assert chosen.text == "24 h: 24, 12+2x6\n72 h: 3x24"
     assert chosen.description == f"mean of the paths in paths.json sha256={checkpoint.file_sha256(path)}"
-    assert choice(str(path), model, (72,)).route.paths == {72: ((24, 24, 24),)}
+    assert choice(str(path), model, (72,)).route.paths == {72: (((24, 3),),)}
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], list[str]]] = [
@@ -315,7 +341,7 @@ def test_lead_times_that_are_not_reached_are_named(tmp_path: Path, model: Storme
 
 def test_paths_need_a_model_with_several_steps() -> None:
     single = stormer(intervals=(6,))
-    assert choice(None, single).route.paths == {24: ((6,) * 4,)}
+    assert choice(None, single).route.paths == {24: (((6, 4),),)}
     for given in ("homogeneous", "6", "paths.json"):
         with pytest.raises(UsageError, match="have steps of 6 h alone"):
             choice(given, single)
@@ -509,7 +535,7 @@ def test_from_a_selection_to_a_forecast(
         assert np.abs(alone[24][name] - alone[6][name].isel(time=-1)).max() > 1e-3 * size
     best = made("--paths", "best.json", "--leads", "24")
     assert best.paths.values.tolist() == [2]
-    assert best.attrs["paths_by_lead_time"] == f"24 h: {', '.join(paths.path_text(tuple(path)) for path in kept)}"
+    assert best.attrs["paths_by_lead_time"] == f"24 h: {', '.join(text_of(runs_of(path)) for path in kept)}"
     assert "best.json sha256=" in best.attrs["paths_description"]
     assert run(["evaluate", "a.nc", "--truth", "a.nc", "--json"]) == 0, capsys.readouterr().err
     longest = made("--paths", "longest", "--hours", "24")

@@ -14,7 +14,6 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from wm2cli.config import from_mapping, to_mapping
 from wm2cli.devices import Precision, autocast, resolve_device, resolve_precision
 from wm2cli.errors import CheckpointError, ConfigError, DataError, ResourceError, UsageError, ValuesError
 from wm2cli.models import Model
-from wm2cli.rollout import WAYS, Route, Steps, homogeneous, tree_order, walk
+from wm2cli.rollout import WAYS, Route, Runs, homogeneous, length, runs_of, tree_order, walk
 from wm2cli.schema import Schema
 from wm2cli.sources import Progress, quiet
 from wm2cli.store import open_store
@@ -37,6 +36,9 @@ from wm2cli.training.samples import Samples, View
 
 FORMAT = 1
 """Format number of the files with paths, and of the command's JSON document."""
+
+Steps = tuple[int, ...]
+"""A path as it stands in a file: steps in hours, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Choice:
     @property
     def text(self) -> str:
         """Every lead time with its paths, one a line."""
-        return "\n".join(f"{lead} h: {', '.join(map(path_text, paths))}" for lead, paths in self.route.paths.items())
+        return "\n".join(f"{lead} h: {', '.join(map(text_of, paths))}" for lead, paths in self.route.paths.items())
 
 
 def choose(given: str | None, model: Model, leads: Sequence[int], sha256: Callable[[], str]) -> Choice:
@@ -130,14 +132,13 @@ def choose(given: str | None, model: Model, leads: Sequence[int], sha256: Callab
         some = ", ".join(f"{lead} h" for lead in missing[:5]) + (", ..." if len(missing) > 5 else "")
         have = ",".join(sorted(selection.paths, key=int))
         raise UsageError(f"{path} has no paths to {some}", hint=f"it has those for --leads {have}")
-    route = Route.along({lead: selection.paths[str(lead)] for lead in leads})
+    route = Route.along({lead: tuple(map(runs_of, selection.paths[str(lead)])) for lead in leads})
     return Choice(f"mean of the paths in {path.name} sha256={file_sha256(path)}", route, True)
 
 
-def path_text(path: Steps) -> str:
-    """`24+2x12` for (24, 12, 12)."""
-    runs = [(step, len(list(run))) for step, run in groupby(path)]
-    return "+".join(f"{count}x{step}" if count > 1 else f"{step}" for step, count in runs)
+def text_of(path: Runs) -> str:
+    """`24+2x12` for 24, 12 and 12 h."""
+    return "+".join(f"{count}x{hours}" if count > 1 else f"{hours}" for hours, count in path)
 
 
 def read(path: Path, steps: Sequence[int]) -> Selection:
@@ -186,7 +187,7 @@ def _impossible(paths: Mapping[str, tuple[Steps, ...]], steps: Sequence[int]) ->
         if not some:
             problems.append(f"{lead} h has no paths")
         for path in dict.fromkeys(some):
-            text = f"{lead} h: the path {path_text(path) or 'without steps'}"
+            text = f"{lead} h: the path {text_of(runs_of(path)) or 'without steps'}"
             unknown = [f"{step} h" for step in dict.fromkeys(path) if step not in steps]
             if unknown:
                 problems.append(f"{text} needs steps of {', '.join(unknown)}; the model has {have}")
@@ -302,9 +303,8 @@ def select(options: Options, on_progress: Progress = quiet) -> Result:
     judge = Judge.of(model, device)
     count = min(options.times, len(samples))
     chosen = np.linspace(0, len(samples) - 1, count).round().astype(np.int64)
-    wanted = {path for paths in drawn.values() for path in paths}
-    order = tree_order(wanted)
-    sums = dict.fromkeys(wanted, 0.0)
+    sums = {runs_of(path): 0.0 for paths in drawn.values() for path in paths}
+    order = tree_order(sums)
     try:
         with torch.inference_mode(), autocast(resolve_precision(options.precision, device), device):
             for number, place in enumerate(chosen):
@@ -312,16 +312,16 @@ def select(options: Options, on_progress: Progress = quiet) -> Result:
                 truth = {lead: model.normalize(target) for lead, target in batch.targets.items()}
                 walked = walk(model, model.encode(batch.inputs), order)
                 for done, (path, latent) in enumerate(walked, number * len(order) + 1):
-                    if path in wanted:
-                        sums[path] += judge(model.decode_normalized(latent), truth[sum(path)])
+                    if path in sums:
+                        sums[path] += judge(model.decode_normalized(latent), truth[length(path)])
                     on_progress("scoring paths", done, count * len(order))
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ResourceError(f"out of memory on {device}",
                             hint="try --device cpu, or --precision bf16") from error  # fmt: skip
-    wild = [path for path in sorted(wanted) if not math.isfinite(sums[path])]
+    wild = [path for path, total in sums.items() if not math.isfinite(total)]
     if wild:
-        raise ValuesError(f"{len(wild)} of {len(wanted)} paths end in values that are no numbers",
-                          problems=[path_text(path) for path in wild[:10]])  # fmt: skip
+        raise ValuesError(f"{len(wild)} of {len(sums)} paths end in values that are no numbers",
+                          problems=[text_of(path) for path in wild[:10]])  # fmt: skip
     scores = {path: math.sqrt(total / count) for path, total in sums.items()}
     found = tuple(_best(lead, paths, scores, options.keep, possible(model.steps, lead)[lead])
                   for lead, paths in drawn.items())  # fmt: skip
@@ -464,10 +464,11 @@ def _samples(options: Options, model: Model) -> Samples:
                    math.gcd(*options.leads))  # fmt: skip
 
 
-def _best(lead: int, paths: Sequence[Steps], scores: Mapping[Steps, float], keep: int, number: int) -> Found:
-    ranked = sorted(paths, key=lambda path: (scores[path], path))
-    kept = tuple(ranked[:keep])
-    return Found(lead, number, len(paths), kept, tuple(scores[path] for path in kept), scores[ranked[-1]])
+def _best(lead: int, paths: Sequence[Steps], scores: Mapping[Runs, float], keep: int, number: int) -> Found:
+    ranked = sorted((scores[runs_of(path)], path) for path in paths)
+    kept = ranked[:keep]
+    return Found(lead, number, len(paths), tuple(path for _, path in kept), tuple(score for score, _ in kept),
+                 ranked[-1][0])  # fmt: skip
 
 
 def write(path: Path, selection: Selection) -> None:

@@ -1,8 +1,8 @@
 """Rolling a model out: the paths of steps to each lead time, and the states along them.
 
-A path is a sequence of steps in hours. A lead time that several paths reach gets the mean of their states (Stormer,
-arXiv 2312.03876, section 3.3). Beginnings that paths share are computed once, so that all paths together are a tree;
-what has to be held while it is computed depends on the order of its steps, and is known before the first of them.
+A lead time that several paths reach gets the mean of their states (Stormer, arXiv 2312.03876, section 3.3). Beginnings
+that paths share are computed once, so that all paths together are a tree; what has to be held while it is computed
+depends on the order of its steps, and is known before the first of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 from torch import Tensor
 
@@ -18,11 +18,27 @@ from wm2cli.errors import UsageError
 from wm2cli.models import Latent, Model
 from wm2cli.state import State
 
-Steps = tuple[int, ...]
-"""A path: steps in hours, one after the other; their sum is the lead time."""
+Runs = tuple[tuple[int, int], ...]
+"""A path: steps one after the other, as runs of equal ones, (hours, how many). A thousand steps may be one run."""
 
-Paths = Mapping[int, tuple[Steps, ...]]
+Paths = Mapping[int, tuple[Runs, ...]]
 """For each lead time in hours the paths whose states are averaged."""
+
+
+def runs_of(steps: Iterable[int]) -> Runs:
+    """The path of some steps in hours."""
+    return tuple((hours, len(list(run))) for hours, run in groupby(steps))
+
+
+def length(path: Runs) -> int:
+    """The lead time in hours to which a path leads."""
+    return sum(hours * count for hours, count in path)
+
+
+def before(path: Runs) -> Runs:
+    """The path without its last step."""
+    *others, (hours, count) = path
+    return (*others, (hours, count - 1)) if count > 1 else tuple(others)
 
 
 def longest_first(steps: Sequence[int], leads: Sequence[int]) -> Paths:
@@ -33,11 +49,14 @@ def longest_first(steps: Sequence[int], leads: Sequence[int]) -> Paths:
     """
     made = {}
     for lead in leads:
-        path: list[int] = []
-        for step in sorted(steps, reverse=True):
-            path += [step] * ((lead - sum(path)) // step)
+        path: list[tuple[int, int]] = []
+        rest = lead
+        for hours in sorted(steps, reverse=True):
+            if rest >= hours:
+                path.append((hours, rest // hours))
+                rest %= hours
         made[lead] = (tuple(path),)
-    _refuse_unreached(steps, [lead for lead, (path,) in made.items() if sum(path) != lead])
+    _refuse_unreached(steps, [lead for lead, (path,) in made.items() if length(path) != lead])
     return made
 
 
@@ -47,8 +66,10 @@ def homogeneous(steps: Sequence[int], leads: Sequence[int]) -> Paths:
     Raises:
         UsageError: Lead times that no step divides; all are named.
     """
-    made = {lead: tuple(dict.fromkeys((step,) * (lead // step) for step in sorted(steps) if lead % step == 0))
-            for lead in leads}  # fmt: skip
+    made: dict[int, tuple[Runs, ...]] = {
+        lead: tuple(((hours, lead // hours),) for hours in sorted(steps) if lead % hours == 0) if lead else ((),)
+        for lead in leads
+    }
     _refuse_unreached(steps, [lead for lead, paths in made.items() if not paths])
     return made
 
@@ -72,7 +93,7 @@ class Route:
     """
 
     paths: Paths
-    order: tuple[Steps, ...]
+    order: tuple[Runs, ...]
     latents: int
     means: int
 
@@ -85,13 +106,13 @@ class Route:
         time. The first is better for a few paths to many lead times, the second for many paths to a few.
         """
         tree = tree_order(path for some in paths.values() for path in some)
-        by_lead, by_branch = (_measured(paths, order) for order in (tuple(sorted(tree, key=sum)), tree))
+        by_lead, by_branch = (_measured(paths, order) for order in (tuple(sorted(tree, key=length)), tree))
         return by_branch if by_branch.latents + by_branch.means < by_lead.latents + by_lead.means else by_lead
 
     @property
     def advances(self) -> dict[int, int]:
         """How often each step is taken, by its hours, longest first."""
-        counts = Counter(path[-1] for path in self.order)
+        counts = Counter(path[-1][0] for path in self.order)
         return {step: counts[step] for step in sorted(counts, reverse=True)}
 
 
@@ -132,14 +153,14 @@ def rollout(model: Model, start: Latent, route: Route) -> Iterator[tuple[int, St
     walked = walk(model, start, route.order)
     del start
     for path, latent in walked:
-        state = arrive(sum(path), latent) if path in members else None
+        state = arrive(length(path), latent) if path in members else None
         del latent  # while the next one is computed, only those are held that others follow from
         if state is not None:
-            yield sum(path), state
+            yield length(path), state
         del state
 
 
-def walk(model: Model, start: Latent, order: Sequence[Steps]) -> Iterator[tuple[Steps, Latent]]:
+def walk(model: Model, start: Latent, order: Sequence[Runs]) -> Iterator[tuple[Runs, Latent]]:
     """The latents at the end of every step of a tree, each computed once and let go after its last step.
 
     Args:
@@ -147,22 +168,28 @@ def walk(model: Model, start: Latent, order: Sequence[Steps]) -> Iterator[tuple[
         start: Latent at lead 0.
         order: As in a `Route`.
     """
-    last = {path[:-1]: number for number, path in enumerate(order)}
-    held: dict[Steps, Latent] = {(): start}
+    last = {before(path): number for number, path in enumerate(order)}
+    held: dict[Runs, Latent] = {(): start}
     del start
     for number, path in enumerate(order):
-        latent = model.advance(held[path[:-1]], path[-1])
-        if last[path[:-1]] == number:
-            del held[path[:-1]]
+        origin = before(path)
+        latent = model.advance(held[origin], path[-1][0])
+        if last[origin] == number:
+            del held[origin]
         if path in last:
             held[path] = latent
         yield path, latent
         del latent
 
 
-def tree_order(paths: Iterable[Steps]) -> tuple[Steps, ...]:
+def tree_order(paths: Iterable[Runs]) -> tuple[Runs, ...]:
     """Every step of the paths' tree once, branch by branch."""
-    return tuple(sorted({path[:end] for path in paths for end in range(1, len(path) + 1)}))
+    tree: set[Runs] = set()
+    for path in paths:
+        while path and path not in tree:
+            tree.add(path)
+            path = before(path)
+    return tuple(sorted(tree))
 
 
 Tree = dict[int, "Tree"]
@@ -178,14 +205,15 @@ def step_plan(steps: Sequence[int], leads: Sequence[int]) -> Tree:
     tree: Tree = {}
     for (path,) in longest_first(steps, leads).values():
         branch = tree
-        for step in path:
-            branch = branch.setdefault(step, {})
+        for hours, count in path:
+            for _ in range(count):
+                branch = branch.setdefault(hours, {})
     return tree
 
 
-def _measured(paths: Paths, order: tuple[Steps, ...]) -> Route:
+def _measured(paths: Paths, order: tuple[Runs, ...]) -> Route:
     number = {path: place for place, path in enumerate(order)}
-    last = {path[:-1]: place for place, path in enumerate(order)}
+    last = {before(path): place for place, path in enumerate(order)}
     latents = [(number.get(path, -1) + 1, end) for path, end in last.items()]
     places = [sorted(number[path] for path in some) for some in paths.values() if len(some) > 1]
     return Route(paths, order, _most(latents), _most([(some[0] + 1, some[-1]) for some in places]))

@@ -45,6 +45,7 @@ def paths(
     if problems:
         raise UsageError("the command line is not possible", problems=problems)
     from wm2cli import paths as command
+    from wm2cli.rollout import runs_of
 
     options = command.Options(
         data=data, leads=hours, out=out, weights=weights, sample=sample, keep=keep, times=times, split=split, seed=seed,
@@ -58,7 +59,7 @@ def paths(
     for one in result.found:
         say(
             f"{one.lead} h: {one.scored} of {one.possible:,} paths scored {one.scores[0]:.4g} to {one.worst:.4g}; "
-            f"the {len(one.kept)} up to {one.scores[-1]:.4g} are kept, best {command.path_text(one.kept[0])}"
+            f"the {len(one.kept)} up to {one.scores[-1]:.4g} are kept, best {command.text_of(runs_of(one.kept[0]))}"
         )
     if as_json:
         emit(result.to_dict())
