@@ -14,7 +14,7 @@ import pytest
 import torch
 from networks import network, state, static
 
-from wm2cli.checkpoint import FORMAT, Header, load, read_header, save
+from wm2cli.checkpoint import FORMAT, Header, load, read_header, save, verify
 from wm2cli.errors import CheckpointError, ConfigError, ResourceError
 from wm2cli.state import Normalizer
 
@@ -104,6 +104,37 @@ def test_a_flipped_bit_in_a_weight_is_noticed(written: Path, tmp_path: Path, whe
     (tmp_path / "flipped.safetensors").write_bytes(bytes(data))
     with pytest.raises(CheckpointError, match="do not match the digest"):
         load(tmp_path / "flipped.safetensors")
+    with pytest.raises(CheckpointError, match="do not match the digest"):
+        verify(tmp_path / "flipped.safetensors")
+
+
+def test_a_checkpoint_is_verified_without_loading_it(written: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    assert verify(written, lambda *what: told.append(what)) == load(written).sha256
+    assert told[-1][1] == told[-1][2] - 1 > 50
+    model = network()
+    for name in ("decoder.pressure.weight", "decoder.pressure.bias"):
+        dict(model.named_parameters())[name].fill_(float("inf"))
+    save(tmp_path / "net.safetensors", model, Header("weathermesh2", "x", model.config, model.normalizer), {})
+    with pytest.raises(CheckpointError) as caught:
+        verify(tmp_path / "net.safetensors")
+    assert caught.value.problems == (
+        "model.decoder.pressure.bias has values that are not finite",
+        "model.decoder.pressure.weight has values that are not finite",
+    )
+
+
+def test_the_layout_is_that_of_safetensors(written: Path, tmp_path: Path) -> None:
+    """Its own writer makes the same of these tensors, but for the text before them."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(written)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    bodies = []
+    for path in (written, tmp_path / "theirs.safetensors"):
+        data = path.read_bytes()
+        bodies.append(data[8 + struct.unpack("<Q", data[:8])[0] :])
+    assert bodies[0] == bodies[1]
 
 
 def test_another_format_is_refused(written: Path, tmp_path: Path) -> None:
@@ -159,8 +190,9 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
             return (Path(tmp_path / "hacked").touch, ())
 
     torch.save({"state": Hostile()}, tmp_path / "hostile.safetensors")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError) as caught:
         load(tmp_path / "hostile.safetensors")
+    assert "wm2 weights import" in str(caught.value.hint)
     assert not (tmp_path / "hacked").exists()
 
 

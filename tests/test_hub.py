@@ -90,7 +90,7 @@ def test_weights_come_by_name_and_are_used_by_name(
     assert [(seen.method, seen.path.split("/")[3]) for seen in server.log] == [("HEAD", "main"), ("GET", COMMIT)]
     assert run(GET) == 0  # and a second time, nothing is asked
     assert len(server.log) == 2
-    assert "is here already" in capsys.readouterr().err
+    assert "is here already, and whole" in capsys.readouterr().err
     assert run([*forecast, "--out", "a.nc"]) == 0
     with xr.open_dataset("a.nc") as made:
         assert made.attrs["weights_name"] == NAME
@@ -272,6 +272,22 @@ def test_no_hub_no_network_no_room(
     assert "No space left on device" in capsys.readouterr().err
     assert [name for name in left(cache) if not name.endswith(".from")] == []
     assert run(GET) == 0
+
+
+def test_damage_in_the_cache_is_mended(server: Hub, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(GET) == 0
+    path = cache / "weights" / f"{NAME}.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-2000] + bytes([good[-2000] ^ 1]) + good[-1999:])
+    assert run(["weights", "verify", NAME]) == 6
+    assert run([*GET, "--offline"]) == 4
+    assert path.exists()
+    capsys.readouterr()
+    assert run(GET) == 0
+    assert "do not match the digest in its header: fetched again" in capsys.readouterr().err
+    assert path.read_bytes() == good
+    (path.parent.parent / NAME).mkdir()  # a folder of that name is in nobody's way
+    assert weights.resolve(NAME) == path
 
 
 def test_two_runs_share_one_download(server: Hub, cache: Path) -> None:

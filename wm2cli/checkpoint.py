@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,8 +182,10 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[int, ...]]]:
             metadata = file.metadata() or {}
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}",
-                              hint="copy or make it again; the file may be cut short") from error  # fmt: skip
+        theirs = zipfile.is_zipfile(path)
+        hint = "`wm2 weights import` reads checkpoints of PyTorch" if theirs else (
+            "copy or make it again; the file may be cut short")  # fmt: skip
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}", hint=hint) from error
     if "wm2" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file but not a wm2 checkpoint: it has no 'wm2' header")
     try:

@@ -38,17 +38,17 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Written:
-    """What `init`, `import` and `get` wrote.
+    """A checkpoint that a command wrote, got or verified.
 
     Args:
         path: The checkpoint.
-        parameters: Numbers in it; None when it was there before.
+        parameters: Numbers in it.
         sha256: Its identity.
         notes: What the user should know.
     """
 
     path: Path
-    parameters: int | None
+    parameters: int
     sha256: str
     notes: tuple[str, ...] = ()
 
@@ -186,7 +186,7 @@ def import_weights(
 
 
 def get(name: str, *, cache: Path | None = None, offline: bool = False, on_progress: Progress = quiet) -> Written:
-    """The checkpoint of published weights: from the cache, or fetched from the hub and converted.
+    """The checkpoint of published weights: from the cache when it is whole there, else from the hub and converted.
 
     Args:
         name: Key of `PUBLISHED`, or of bundled weights.
@@ -196,27 +196,33 @@ def get(name: str, *, cache: Path | None = None, offline: bool = False, on_progr
     Raises:
         UsageError: No such weights.
         RemoteError: The hub refused or failed, or they are not here and `offline` is set.
-        CheckpointError: What came is damaged, or another file than it should be.
+        CheckpointError: What came is damaged, or another file than it should be; or bundled weights are damaged.
         ResourceError: The cache cannot be written, or the disk is full.
     """
-    here = _local(cache)
-    if name in here:
-        return Written(here[name], None, checkpoint.file_sha256(here[name]), (f"{name} is here already",))
+    notes: tuple[str, ...] = ()
+    if (here := _local(cache).get(name)) is not None:
+        try:
+            return replace(verify(here, on_progress), notes=(f"{name} is here already, and whole",))
+        except CheckpointError as error:
+            if name not in PUBLISHED:
+                raise
+            notes = (f"{error.message}: fetched again",)
     published = gettable(name)
     if offline:
         raise RemoteError(f"--offline: the weights '{name}' are not here", hint=f"`wm2 weights get {name}` where there "
                           "is a network, and bring its folder here with --cache or WM2_CACHE")  # fmt: skip
+    if here is not None:
+        here.unlink(missing_ok=True)
     folder = weights_folder(cache)
     target = folder / f"{name}{_SUFFIX}"
     with locked(Piece(f"weights/{name}", target.name), folder, on_progress):
         if target.is_file():  # another run got it while this one waited
-            return Written(target, None, checkpoint.file_sha256(target))
+            return verify(target, on_progress)
         fetched = hub.fetch(published, folder, on_progress)
         origin = {"file": published.file, "sha256": fetched.sha256, "url": fetched.url}
-        notes: tuple[str, ...] = ()
         if not fetched.known:
             origin["checked"] = "against the sha256 that the hub announced; it was not known beforehand"
-            notes = (f"the sha256 of {published.file} was not known beforehand: it is {fetched.sha256}, as the hub "
+            notes += (f"the sha256 of {published.file} was not known beforehand: it is {fetched.sha256}, as the hub "
                      "announced",)  # fmt: skip
         like = PRESETS[name]
         made = foreign.import_stormer(fetched.path, target, _account(published, origin), like=like,
@@ -292,7 +298,7 @@ def resolve(name: str | None, cache: Path | None = None) -> Path:
     """
     given = name or os.environ.get("WM2_WEIGHTS") or bundled.DEFAULT_WEIGHTS
     path = Path(given).expanduser()
-    if path.exists() or path.suffix == _SUFFIX or len(path.parts) > 1:
+    if path.is_file() or path.suffix == _SUFFIX or len(path.parts) > 1:
         return path
     here = _local(cache)
     if given in here:

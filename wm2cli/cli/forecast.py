@@ -93,7 +93,10 @@ def forecast(
             show_default=False,
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Checkpoint.", envvar="WM2_WEIGHTS", show_default=False)] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint, or a name of wm2 weights list.", envvar="WM2_WEIGHTS", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="NetCDF file (default wm2_<init>.nc).", show_default=False)] = None,
     variables: Annotated[str | None, typer.Option(help="Variables to write: z,t,t2m.", show_default=False)] = None,
     levels: Annotated[str | None, typer.Option(help="Levels to write in hPa: 500,850.", show_default=False)] = None,

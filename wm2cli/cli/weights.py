@@ -64,7 +64,7 @@ def weights_get(
 
     rows = [row for row in command.listing(cache) if row["name"] == name]
     row = rows[0] if rows else None
-    if row is None or row["where"] == "to get":
+    if row is None or row["where"] in ("to get", "damaged"):
         found = command.gettable(name)
         say(f"note: {name}: {_size(found.bytes)} from {found.url}, licence {found.licence}; "
             f"{_size(found.kept_bytes)} stay in {command.weights_folder(cache)}")  # fmt: skip
