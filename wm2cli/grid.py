@@ -8,7 +8,7 @@ sine of latitude and in longitude, so that area integrals are kept exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -118,10 +118,16 @@ class Grid:
         return f"{height}x{width}, latitude {self.lat[0]:g} to {self.lat[-1]:g}, {360 / width:g} degrees"
 
     def area_weights(self) -> Array:
-        """(H,) relative cell areas with mean one, from cell bounds (WeatherBench 2's definition)."""
+        """(H,) relative cell areas with mean one, from cell bounds (WeatherBench 2's definition); not to be changed."""
+        return self._area_weights
+
+    @cached_property
+    def _area_weights(self) -> Array:
         sines = np.sin(np.deg2rad(lat_bounds(self.lat)))
         weights = sines[:-1] - sines[1:]
-        return np.asarray(weights / weights.mean())
+        weights = weights / weights.mean()
+        weights.flags.writeable = False
+        return np.asarray(weights)
 
     def regrid_to(self, other: Grid, values: NDArray[np.floating], method: Method = "conservative") -> NDArray[Any]:
         """Values on another grid.

@@ -30,7 +30,7 @@ the anomalies f' and o': f' o', f'^2, o'^2."""
 MEMBER_PARTS = ("crps", "variance")
 """Sums kept for ensembles: fair CRPS, and variance over the members (ddof 1)."""
 
-_CHUNK_VALUES = 2**15
+_CHUNK_VALUES = 2**16
 """Values taken through all operations at once: few enough that the temporaries stay in a core's cache."""
 
 
@@ -80,13 +80,25 @@ class Accumulator:
         Raises:
             DataError: Missing or infinite values, unless `skip_missing`.
         """
-        members = forecast if self.members else None
         single = forecast.mean(axis=0, dtype=np.float64) if self.members else forecast
         parts = pair_sums(single, truth, climatology, self.regions, skip_missing=self.skip_missing)
+        return self.add_sums(lead, parts, forecast, truth)
+
+    def add_sums(self, lead: int, parts: Array, forecast: Values, truth: Values) -> Array:
+        """Adds one time of which the sums are there already (`system_sums`).
+
+        Args:
+            lead: Index of the lead.
+            parts: (C, R, 7) as from `pair_sums`, for the mean of the members if there are any.
+            forecast, truth: As in `add`, of which only members are looked at.
+
+        Returns:
+            (C, R) mean square error of this time.
+        """
         self.count[lead] += 1
         self.sums[lead] += parts
-        if members is not None:
-            self.member_sums[lead] += ensemble_sums(members, truth, self.regions, skip_missing=self.skip_missing)
+        if self.members:
+            self.member_sums[lead] += ensemble_sums(forecast, truth, self.regions, skip_missing=self.skip_missing)
         weight, _, _, square, product, forecast_square, truth_square = np.moveaxis(parts, -1, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             mse = square / weight
@@ -128,56 +140,102 @@ def pair_sums(forecast: Values, truth: Values, climatology: Values | None, regio
     Raises:
         DataError: Missing or infinite values, unless `skip_missing`.
     """
-    channels, height, width = forecast.shape
-    out = np.full((channels, len(regions.names), len(PARTS)), np.nan)
+    return system_sums({"": forecast}, truth, climatology, regions, skip_missing=skip_missing)[""]
+
+
+def system_sums(systems: Mapping[str, Values], truth: Values, climatology: Values | None, regions: Regions, *,
+                skip_missing: bool = False) -> dict[str, Array]:  # fmt: skip
+    """The sums of `PARTS` for several forecasts of one time, which share what is made of truth and climatology.
+
+    Args:
+        systems: (C, H, W) forecasts by name. The climatology itself may be one of them; it has no anomaly.
+        truth, climatology, regions, skip_missing: As in `pair_sums`.
+
+    Returns:
+        (C, R, 7) by name.
+
+    Raises:
+        DataError: As `pair_sums`.
+    """
+    channels, height, width = truth.shape
+    number = len(PARTS) - 1 if climatology is not None else 3
+    sums = {name: np.full((number, channels, len(regions.names)), np.nan) for name in systems}
     step = max(1, _CHUNK_VALUES // (height * width))
     for first in range(0, channels, step):
         some = slice(first, first + step)
-        fields = [forecast[some].astype(np.float64), truth[some].astype(np.float64)]
-        if climatology is not None:
-            normal = climatology[some].astype(np.float64)
-            fields += [fields[0] - normal, fields[1] - normal]
-        fields[:2] = [fields[0] - fields[1]]
-        sums = _region_sums(fields, regions)  # (parts, c, R)
-        weights = np.broadcast_to(regions.areas, (sums.shape[1], regions.areas.size))
+        target = truth[some].astype(np.float64)
+        normal = None if climatology is None else climatology[some].astype(np.float64)
+        found = None if normal is None else target - normal
+        of_truth = None if found is None else _region_sums([found], regions)
+        for name, values in systems.items():
+            if of_truth is not None and values is climatology:
+                sums[name][:3, some] = of_truth * np.array([-1.0, 1.0, 1.0])[:, None, None]
+                continue
+            ahead = values[some].astype(np.float64)
+            anomalies = [] if normal is None or found is None else [ahead - normal, found]
+            sums[name][:5, some] = _region_sums([ahead - target, *anomalies], regions)
+            if of_truth is not None:
+                sums[name][5, some] = of_truth[2]
+    made = {}
+    for name, values in systems.items():
+        own = values is climatology
+        weights = np.broadcast_to(regions.areas, sums[name].shape[1:])
         # A NaN or an infinity shows in every sum it is near, 0 x NaN being NaN; only then are cells looked at.
-        if not np.isfinite(sums).all():
-            valid = np.logical_and.reduce([np.isfinite(values) for values in fields])
+        if not np.isfinite(sums[name][: 3 if own else None]).all():
             if not skip_missing:
-                _refuse_missing(forecast[some], truth[some], climatology if climatology is None else climatology[some])
-            sums = _region_sums([np.where(valid, values, 0.0) for values in fields], regions)
-            weights = regions.sums(valid.astype(np.float64))
-        out[some, :, 0] = weights
-        out[some, :, 1 : 1 + len(sums)] = np.moveaxis(sums, 0, -1)
-    return out
+                _refuse_missing(values, truth, climatology)
+            weights, sums[name] = _sums_of_valid(values, truth, None if own else climatology, regions)
+        made[name] = np.full((channels, len(regions.names), len(PARTS)), np.nan)
+        made[name][..., 0] = weights
+        made[name][..., 1 : 1 + len(sums[name])] = np.moveaxis(sums[name], 0, -1)
+    return made
+
+
+def _sums_of_valid(values: Values, truth: Values, climatology: Values | None, regions: Regions
+                   ) -> tuple[Array, Array]:  # fmt: skip
+    """(C, R) weights and (3 or 6, C, R) sums over the cells where nothing is missing."""
+    weights, sums = [], []
+    for channel in range(len(values)):  # one at a time: this is rare, and memory stays small
+        ahead, found = (field[channel, None].astype(np.float64) for field in (values, truth))
+        fields = [ahead - found]
+        if climatology is not None:
+            normal = climatology[channel, None].astype(np.float64)
+            fields += [ahead - normal, found - normal]
+        valid = np.logical_and.reduce([np.isfinite(field) for field in fields])
+        fields = [np.where(valid, field, 0.0) for field in fields]
+        squares = [_region_sums(fields[2:], regions)[2:]] if climatology is not None else []
+        sums.append(np.concatenate([_region_sums(fields, regions), *squares]))
+        weights.append(regions.sums(valid.astype(np.float64)))
+    return np.concatenate(weights), np.concatenate(sums, axis=1)
 
 
 def _region_sums(fields: Sequence[Array], regions: Regions) -> Array:
-    """Sums of `PARTS` but the weights over each region.
+    """Sums over each region.
 
     Args:
-        fields: (c, H, W) differences, and anomalies of forecast and truth where there are such.
+        fields: One of (c, H, W), of which the sum, the sum of the absolute values and that of the squares are wanted;
+            with the anomalies f' and o' behind it f' o' and f'^2 as well.
+        regions: R regions.
 
     Returns:
-        (3 or 6, c, R).
+        (3 or 5, c, R).
     """
-    by_row = []
-    for columns, land in regions.columns:
+    channels, height, _ = fields[0].shape
+    made = np.empty((5 if len(fields) > 1 else 3, channels, len(regions.names)))
+    by_row = np.empty((len(made), channels, height))
+    for part in regions.parts:
         # Along rows first: products are summed as they are made, and no map of them is ever stored.
-        inside = [values if columns is None else values[..., columns] for values in fields]
-        counted = inside if land is None else [values * land for values in inside]
-        parts = [counted[0].sum(axis=-1), np.abs(counted[0]).sum(axis=-1), _products(counted[0], inside[0])]
+        inside = [values if part.columns is None else values[..., part.columns] for values in fields]
+        counted = inside if part.land is None else [values * part.land for values in inside[:2]]
+        np.einsum("chw->ch", counted[0], out=by_row[0])  # twice as fast as `sum` for short rows
+        np.einsum("chw->ch", np.abs(counted[0]), out=by_row[1])
+        np.vecdot(counted[0], inside[0], out=by_row[2])
         if len(inside) > 1:
-            (_, ahead, found), (_, some_ahead, some_found) = inside, counted
-            parts += [_products(some_ahead, found), _products(some_ahead, ahead), _products(some_found, found)]
-        by_row.append(np.stack(parts))
-    chosen = np.stack(by_row)[regions.which]  # (R, parts, c, H)
-    return np.asarray(np.einsum("rpch,rh->pcr", chosen, regions.rows))
-
-
-def _products(one: Array, two: Array) -> Array:
-    """(c, H, W) twice -> (c, H): sum of the products along a row."""
-    return np.asarray(np.einsum("chw,chw->ch", one, two))
+            np.vecdot(counted[1], inside[2], out=by_row[3])
+            np.vecdot(counted[1], inside[1], out=by_row[4])
+        with np.errstate(invalid="ignore"):  # missing values are seen in what comes out
+            made[..., part.mine] = by_row @ part.rows
+    return made
 
 
 def scores_of(sums: Array) -> dict[str, Array]:

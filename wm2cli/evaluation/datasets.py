@@ -6,6 +6,7 @@ whole variable is read at once. What an axis means is told as there: by CF attri
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ Axis = Role | Literal["hour", "dayofyear"]
 Times = NDArray[np.datetime64]
 
 _MORE_ROLES: Mapping[str, Axis] = {"hour": "hour", "dayofyear": "dayofyear", "initial_time": "reference"}
+_DECODED_BYTES = 16 * 2**20
+"""Of the chunks of a Zarr store that are decoded together."""
+
 _NAMES: dict[str, str] = {
     alias: known.name for known in VARIABLES.values() if not known.name.endswith("_6h")
     for alias in (known.name, *known.aliases)
@@ -58,6 +62,22 @@ def split_label(label: str) -> tuple[Variable, float | None]:
     if found and found[1] in VARIABLES and VARIABLES[found[1]].kind == "pressure":
         return VARIABLES[found[1]], float(found[2])
     raise UsageError(f"'{label}' is no channel such as z500 or t2m")
+
+
+@lru_cache(maxsize=16)
+def bounds_of(labels: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest possible values of channels, (C,) each."""
+    pairs = [known.plausible(level) for known, level in map(split_label, labels)]
+    return np.array([low for low, _ in pairs]), np.array([high for _, high in pairs])
+
+
+def span(values: Values) -> tuple[Values, Values]:
+    """(..., C, H, W) -> (..., C) smallest and largest value of each field, missing ones aside."""
+    flat = values.reshape(*values.shape[:-2], -1)
+    least, most = flat.min(axis=-1), flat.max(axis=-1)
+    if np.isnan(least).any():  # slower, so only where a value is missing
+        least, most = np.fmin.reduce(flat, axis=-1), np.fmax.reduce(flat, axis=-1)
+    return least, most
 
 
 def variable_of(name: str) -> Variable | None:
@@ -339,6 +359,15 @@ def _compact(numbers: list[int]) -> slice | list[int]:
     return numbers
 
 
+def _chunks_at_once(path: Path) -> int:
+    """Chunks of a Zarr store that are decoded together: zarr takes one by one, which costs more than their reading."""
+    import zarr
+
+    arrays = [array for _, array in zarr.open_group(path, mode="r").arrays()]
+    largest = max((math.prod(array.chunks) * array.dtype.itemsize for array in arrays), default=1)
+    return max(1, min(64, _DECODED_BYTES // largest))
+
+
 def _open(path: Path) -> xr.Dataset:
     import xarray as xr
 
@@ -353,7 +382,10 @@ def _open(path: Path) -> xr.Dataset:
             both = (
                 '"consolidated_metadata"' in header.read_text() if header.exists() else (path / ".zmetadata").exists()
             )
-            stored: xr.Dataset = xr.open_zarr(path, chunks=None, decode_timedelta=True, consolidated=both)
+            import zarr
+
+            with zarr.config.set({"codec_pipeline.batch_size": _chunks_at_once(path)}):
+                stored: xr.Dataset = xr.open_zarr(path, chunks=None, decode_timedelta=True, consolidated=both)
             return stored
         return xr.open_dataset(path, engine="netcdf4", decode_timedelta=True, cache=False)
     except (OSError, RuntimeError, ValueError, KeyError) as error:

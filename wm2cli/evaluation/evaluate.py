@@ -111,13 +111,16 @@ def evaluate(options: Options, on_progress: Progress = lambda what, done, total:
     land, land_mask = _land(options, truth, climatology, grid)
     regions = Regions.on(grid, options.regions, land)
     winds = tuple((labels.index(one), labels.index(two)) for one, two in map(wind_parts, wind_labels(labels)))
+    valid = matches.valid_times
+    starts = tuple(matches.pairs) if matches.persistence else ()
     work = Work(
-        matches=matches, forecasts=forecasts, truth=OnGrid(truth, grid, labels, winds),
-        climatology=None if climatology is None else OnGrid(climatology, grid, labels), against=against, grid=grid,
-        regions=regions, skip_missing=options.skip_missing, spectra=_spectral(labels),
+        matches=matches, forecasts=forecasts, against=against, grid=grid, regions=regions, winds=winds,
+        truth=OnGrid(truth, grid, labels, winds, tuple(sorted({*valid, *starts}))),
+        climatology=None if climatology is None else OnGrid(climatology, grid, labels, times=valid),
+        skip_missing=options.skip_missing, spectra=_spectral(labels),
         maps=_mapped(matches) if options.maps else ((), ()),
         rain=_rainy(labels, climatology) if climatology is not None and climatology.grid == grid else (),
-        orography=_orography(truth, climatology, grid), winds=winds,
+        orography=_orography(truth, climatology, grid),
     )  # fmt: skip
     if climatology is not None and climatology.grid != grid and _rainy(labels, climatology):
         left.append("no SEEPS: its classes are on another grid than the scores, and cannot be regridded")

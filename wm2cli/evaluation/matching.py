@@ -43,6 +43,11 @@ class Matches:
     notes: tuple[str, ...] = ()
 
     @property
+    def valid_times(self) -> tuple[np.datetime64, ...]:
+        """Those of all pairs, in order."""
+        return tuple(sorted({init + np.timedelta64(lead, "h") for init, leads in self.pairs.items() for lead in leads}))
+
+    @property
     def count(self) -> int:
         """Number of pairs."""
         return sum(map(len, self.pairs.values()))

@@ -6,12 +6,13 @@ Constants and definitions are those of PhysMetrics (arXiv 2606.10642), so that i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wm2cli.evaluation.datasets import split_label
+from wm2cli.evaluation.datasets import bounds_of, span, split_label
 from wm2cli.grid import Grid
 from wm2cli.schema import GRAVITY
 
@@ -124,25 +125,23 @@ def check_state(values: Values, labels: Sequence[str], grid: Grid, orography: Va
         `humidity_lowest`, `height_inversions`, `hydrostatic_rmse` (850 to 500 hPa), `geostrophic_rmse` (500 hPa,
         |lat| > 10), `dry_mass` (kg). What the channels do not allow is left out.
     """
-    at = {split_label(label)[0].name + ("" if level is None else f"@{level:g}"): values[number]
-          for number, label in enumerate(labels) for level in (split_label(label)[1],)}  # fmt: skip
-    pairs = [(known.name, level) for known, level in map(split_label, labels)]
-    levels = {wanted: sorted(level for name, level in pairs if name == wanted and level is not None)
-              for wanted in ("z", "q")}  # fmt: skip
-    finite = np.isfinite(values)
+    places, levels = _places(tuple(labels))
+    at = {name: values[number] for name, number in places.items()}
+    least, most = span(values)
     made: dict[str, float] = {
         "values": float(values.size),
-        "not_finite": float(values.size - np.count_nonzero(finite)),
-        "out_of_range": float(_out_of_range(values, labels)),
+        "not_finite": float(values.size - np.count_nonzero(np.isfinite(values))),
+        "out_of_range": float(_out_of_range(values, least, most, bounds_of(tuple(labels)))),
     }
     if levels["q"]:
-        humidity = np.stack([at[f"q@{level:g}"] for level in levels["q"]])
+        numbers = [places[f"q@{level:g}"] for level in levels["q"]]
+        humidity, lowest = values[numbers], least[numbers]
         made["humidity_values"] = float(humidity.size)
-        made["humidity_negative"] = float(np.count_nonzero(humidity < 0))
-        made["humidity_lowest"] = float(np.fmin.reduce(humidity, axis=None))
+        made["humidity_negative"] = float(np.count_nonzero(humidity < 0)) if (lowest < 0).any() else 0.0
+        made["humidity_lowest"] = float(np.fmin.reduce(lowest))
     if len(levels["z"]) > 1:
-        heights = np.stack([at[f"z@{level:g}"] for level in levels["z"]])
-        made["height_inversions"] = float(np.count_nonzero(np.diff(heights, axis=0) >= 0))
+        heights = values[[places[f"z@{level:g}"] for level in levels["z"]]]
+        made["height_inversions"] = float(np.count_nonzero(heights[1:] >= heights[:-1]))
     weights = np.broadcast_to(grid.area_weights()[:, None], grid.shape)
     upper, lower = ({name: at[f"{name}@{level}"] for name in "ztq" if f"{name}@{level}" in at} for level in (500, 850))
     if {"z", "t"} <= set(upper) and {"z", "t"} <= set(lower):
@@ -172,18 +171,27 @@ def _virtual(t: Values, q: Values | None) -> Array:
 
 def _rms(values: Array, weights: Array) -> float:
     good = np.isfinite(values)
-    return (
-        float(np.sqrt((values[good] ** 2 * weights[good]).sum() / weights[good].sum())) if good.any() else float("nan")
-    )
+    if not good.all():
+        values, weights = values[good], weights[good]
+    if not values.size:
+        return float("nan")
+    return float(np.sqrt(np.vdot(weights, values**2) / weights.sum()))
 
 
-def _out_of_range(values: Values, labels: Sequence[str]) -> int:
-    flat = values.reshape(values.shape[0], -1)
-    least, most = np.fmin.reduce(flat, axis=1), np.fmax.reduce(flat, axis=1)
+def _out_of_range(values: Values, least: Values, most: Values, bounds: tuple[Array, Array]) -> int:
+    low, high = bounds
     count = 0
-    for number, label in enumerate(labels):
-        known, level = split_label(label)
-        low, high = known.plausible(level)
-        if least[number] < low or most[number] > high:
-            count += int(np.count_nonzero((flat[number] < low) | (flat[number] > high)))
+    for number in np.flatnonzero((least < low) | (most > high)):
+        count += int(np.count_nonzero((values[number] < low[number]) | (values[number] > high[number])))
     return count
+
+
+@lru_cache(maxsize=16)
+def _places(labels: tuple[str, ...]) -> tuple[dict[str, int], dict[str, list[float]]]:
+    """Number of each channel by `z@500` or `t2m`, and the levels of z and of q in order."""
+    known = [split_label(label) for label in labels]
+    places = {found.name + ("" if level is None else f"@{level:g}"): number
+              for number, (found, level) in enumerate(known)}  # fmt: skip
+    levels = {wanted: sorted(level for found, level in known if found.name == wanted and level is not None)
+              for wanted in ("z", "q")}  # fmt: skip
+    return places, levels

@@ -78,7 +78,7 @@ def plot(options: Options, on_progress: Progress = lambda what, done, total: Non
         if truth is not None:
             if options.channel not in truth.channels or not truth.has(valid):
                 raise DataError(f"the truth has no {options.channel} at {time_text(valid)}")
-            found = truth.read(valid, [options.channel])
+            found = truth.read([valid], [options.channel])[0]
             field = np.asarray(field - on_grid(found, truth.grid, forecasts.grid)[0])
         panels.append(plots.Panel(field, f"+{lead_text(lead)}, valid {_time(valid)}"))
     title = plots.title_of(options.channel) + (" minus truth" if truth is not None else "") + f", from {_time(init)}"

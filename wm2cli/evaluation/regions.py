@@ -51,6 +51,23 @@ _SAME_DEGREE = 1e-4  # as Grid.same_as: coordinates may have been float32
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """Regions that have their columns in common.
+
+    Args:
+        mine: (r,) their numbers.
+        rows: (H, r) relative cell areas of their rows.
+        columns: (w,) their columns, or None for all of them.
+        land: (H, w) share of land of the cells, or None if the sea counts as well.
+    """
+
+    mine: NDArray[np.intp]
+    rows: Array
+    columns: NDArray[np.intp] | None
+    land: Array | None
+
+
+@dataclass(frozen=True, eq=False)
 class Regions:
     """Area weights of R regions on a grid, kept as rows times columns, and as a map of land for those over land.
 
@@ -132,25 +149,26 @@ class Regions:
                    tuple(dry for _, dry in sets), None if land is None else np.asarray(land, np.float64))  # fmt: skip
 
     @cached_property
-    def columns(self) -> tuple[tuple[NDArray[np.intp] | None, Array | None], ...]:
-        """Of each distinct set: its columns, None where they are all of them; and its share of land, if that counts.
-
-        The share is (H, W) with the columns chosen.
-        """
-        made: list[tuple[NDArray[np.intp] | None, Array | None]] = []
-        for mask, dry in zip(self.masks, self.over_land or (False,) * len(self.masks), strict=True):
-            chosen = None if mask.all() else np.flatnonzero(mask)
-            share = self.land if dry else None
-            made.append((chosen, share if share is None or chosen is None else np.ascontiguousarray(share[:, chosen])))
+    def parts(self) -> tuple[Part, ...]:
+        """The regions by the distinct set of columns they share."""
+        made = []
+        over_land = self.over_land or (False,) * len(self.masks)
+        for number, (mask, dry) in enumerate(zip(self.masks, over_land, strict=True)):
+            columns = None if mask.all() else np.flatnonzero(mask)
+            land = self.land if dry else None
+            if land is not None and columns is not None:
+                land = np.ascontiguousarray(land[:, columns])
+            mine = np.flatnonzero(self.which == number)
+            made.append(Part(mine, np.ascontiguousarray(self.rows[mine].T), columns, land))
         return tuple(made)
 
     def sums(self, values: Array) -> Array:
         """(..., H, W) float64 -> (..., R): the area-weighted sum over each region."""
-        by_row = []
-        for chosen, share in self.columns:
-            inside = values if chosen is None else values[..., chosen]
-            by_row.append((inside if share is None else inside * share).sum(axis=-1))
-        return np.asarray(np.einsum("r...h,rh->...r", np.stack(by_row)[self.which], self.rows))
+        made = np.empty((*values.shape[:-2], len(self.names)))
+        for part in self.parts:
+            inside = values if part.columns is None else values[..., part.columns]
+            made[..., part.mine] = (inside if part.land is None else inside * part.land).sum(axis=-1) @ part.rows
+        return made
 
     @cached_property
     def areas(self) -> Array:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm2cli.errors import DataError
-from wm2cli.evaluation.accumulator import Accumulator
-from wm2cli.evaluation.datasets import Values, split_label
+from wm2cli.evaluation.accumulator import Accumulator, system_sums
+from wm2cli.evaluation.datasets import Values, bounds_of, span, split_label
 from wm2cli.evaluation.forecasts import Forecasts
 from wm2cli.evaluation.matching import Init, Matches
 from wm2cli.evaluation.physics import check_state
@@ -242,26 +242,32 @@ def score_init(work: Work, init: Init) -> Tally:
                     fields["climatology"] = (climatology, speeds[:0])
                 if others is not None:
                     fields["against"] = (others[0][number], others[1][number])
+                singles = {name: values.mean(axis=0, dtype=np.float64) if work.systems[name] else values
+                           for name, (values, _) in fields.items()}  # fmt: skip
+                sums = system_sums(singles, truth, climatology, work.regions, skip_missing=work.skip_missing)
                 for name, accumulator in tally.accumulators.items():
-                    values, speed = fields[name]
-                    # The climatology has no anomaly: half of the sums would be zeros.
-                    normal = None if name == "climatology" else climatology
-                    errors[name][place] = accumulator.add(place, values, truth, normal)[:, 0]
-                    if name in tally.speeds:
-                        tally.speeds[name].add(place, speed, truth_speeds)
+                    errors[name][place] = accumulator.add_sums(place, sums[name], fields[name][0], truth)[:, 0]
+                if tally.speeds:
+                    _add_speeds(work, tally, place, {name: pair[1] for name, pair in fields.items()}, truth_speeds)
                 if work.rain:
-                    singles = {name: values.mean(axis=0) if work.systems[name] else values
-                               for name, (values, _) in fields.items()}  # fmt: skip
                     _add_seeps(work, tally, place, singles, truth, valid)
             except DataError as error:
                 where = f"{time_text(init)} + {lead} h: {error.message}"
                 raise DataError(where, problems=error.problems, hint=error.hint) from error
-            single = block[number].mean(axis=0) if work.forecasts.members else block[number]
-            _add_rest(work, tally, lead, single, truth, checks, check_truth=lead in (leads[0], leads[-1]))
+            _add_rest(work, tally, lead, singles["forecast"], truth, checks, check_truth=lead in (leads[0], leads[-1]))
     for name, table in errors.items():
         tally.mse[name].append(table)
     tally.checks.append(checks)
     return tally
+
+
+def _add_speeds(work: Work, tally: Tally, place: int, speeds: Mapping[str, Values], truth: Values) -> None:
+    """The speeds of the winds of all systems that have them."""
+    singles = {name: speeds[name].mean(axis=0, dtype=np.float64) if work.systems[name] else speeds[name]
+               for name in tally.speeds}  # fmt: skip
+    sums = system_sums(singles, truth, None, work.regions, skip_missing=work.skip_missing)
+    for name, accumulator in tally.speeds.items():
+        accumulator.add_sums(place, sums[name], speeds[name], truth)
 
 
 def _add_rest(work: Work, tally: Tally, lead: int, forecast: Values, truth: Values, checks: dict[str, Array], *,
@@ -310,14 +316,16 @@ def _read(work: Work, forecasts: Forecasts, init: Init, leads: Sequence[int]) ->
     """
     values = forecasts.read(init, leads, work.matches.labels)
     problems = []
-    for number, label in enumerate(work.matches.labels):
-        known, level = split_label(label)
-        low, high = known.plausible(level)
+    least, most = span(values[0])
+    low, high = bounds_of(work.matches.labels)
+    for number in np.flatnonzero(((least < low) | (most > high)).reshape(-1, low.size).any(axis=0)):
         sample = values[0, ..., number, :, :]
-        finite = sample[np.isfinite(sample)]
+        middle = float(np.median(sample[np.isfinite(sample)]))
         # A forecast that went wrong in places is scored and shown by its checks; one in another unit is refused.
-        if finite.size and not low <= (middle := float(np.median(finite))) <= high:
-            problems.append(f"{label} is about {middle:.6g}, possible are {low:.6g} to {high:.6g} {known.units}")
+        if not low[number] <= middle <= high[number]:
+            label = work.matches.labels[number]
+            problems.append(f"{label} is about {middle:.6g}, possible are {low[number]:.6g} to {high[number]:.6g} "
+                            f"{split_label(label)[0].units}")  # fmt: skip
     if problems:
         where = f"{forecasts.label} at {time_text(init)} + {leads[0]} h"
         raise DataError(f"impossible values in {where}", problems=problems,

@@ -7,6 +7,7 @@ is counted once, so that the sum over k is C times the mean square. Radius and d
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -50,10 +51,16 @@ def zonal_spectrum(values: NDArray[np.floating[Any]], lat: Array) -> Array:
 
 def band_spectrum(values: NDArray[np.floating[Any]], grid: Grid) -> Array:
     """(..., H, W) -> (..., W // 2 + 1): area-weighted mean of `zonal_spectrum` over both mid-latitudes."""
-    inside = (np.abs(grid.lat) >= BAND[0]) & (np.abs(grid.lat) <= BAND[1])
-    weights = grid.area_weights()[inside]
-    spectra = zonal_spectrum(values[..., inside, :], grid.lat[inside])
-    return np.asarray(np.einsum("...hk,h->...k", spectra, weights / weights.sum()))
+    rows, weights = _band(grid)
+    spectra = zonal_spectrum(values[..., rows, :], grid.lat[rows])
+    return np.asarray(np.einsum("...hk,h->...k", spectra, weights))
+
+
+@lru_cache(maxsize=4)
+def _band(grid: Grid) -> tuple[NDArray[np.intp], Array]:
+    rows = np.flatnonzero((np.abs(grid.lat) >= BAND[0]) & (np.abs(grid.lat) <= BAND[1]))
+    weights = grid.area_weights()[rows]
+    return rows, np.asarray(weights / weights.sum())
 
 
 def wavelengths_km(grid: Grid) -> Array:
