@@ -67,7 +67,7 @@ def test_another_date_is_refused_with_those_there_are() -> None:
 @pytest.fixture(scope="module")
 def forecast(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sample") / "forecast.nc"
-    assert run(["forecast", "--init", "2024-01-01T00", "--days", "3", "--source", "sample", "--out", str(out)]) == 0
+    assert run(["forecast", "--init", "2024-01-01T00", "--days", "8", "--source", "sample", "--out", str(out)]) == 0
     return out
 
 
@@ -101,7 +101,12 @@ def errors(forecast: Path, name: str, level: int | None, hours: int) -> tuple[fl
 
 @pytest.mark.parametrize(
     ("name", "level", "hours"),
-    [("z", 500, 24), ("z", 500, 72), ("t", 850, 24), ("t", 850, 72), ("t2m", None, 24), ("t2m", None, 48)],
+    [
+        *(("z", 500, hours) for hours in (24, 72, 120, 192)),
+        *(("t", 850, hours) for hours in (24, 72, 120, 192)),
+        *(("u", 850, hours) for hours in (24, 72, 120)),
+        *(("t2m", None, hours) for hours in (24, 72)),
+    ],
 )
 def test_the_bundled_weights_beat_persistence_and_climatology(
     forecast: Path, name: str, level: int | None, hours: int
