@@ -30,6 +30,7 @@ from wm2cli.rollout import Paths, Route, homogeneous, length, longest_first, rol
 from wm2cli.schema import Schema
 from wm2cli.state import Normalizer
 from wm2cli.store import open_store
+from wm2cli.training.losses import channel_weights
 
 STEPS = (24, 12, 6)
 INIT = np.datetime64("2024-01-01T00", "s")
@@ -360,7 +361,7 @@ def test_paths_for_other_weights_are_refused(tmp_path: Path, model: Stormer) -> 
 
 
 def test_weights_of_channels_are_the_published_ones() -> None:
-    found = dict(zip(SCHEMA.channels, paths.channel_weights(SCHEMA), strict=True))
+    found = dict(zip(SCHEMA.channels, channel_weights(paths.TRAINED_WITH, SCHEMA).tolist(), strict=True))
     assert sorted(found) == sorted(CHANNELS)
     assert sum(found.values()) == pytest.approx(1.0)
     published = {"t2m": 0.158730, "msl": 0.015873, "z50": 0.00131726, "q500": 0.01317263, "v1000": 0.02634525}

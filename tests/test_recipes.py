@@ -218,6 +218,11 @@ def test_the_horizon_grows_and_every_length_gets_its_share() -> None:
         assert {length: part.count(length) for length in set(part)} == dict.fromkeys(
             range(12, 49, 6), pytest.approx(100 / 7, abs=2)
         )
+    long = replace(one, horizon=(6, 600), growth="mixed-quadratic")
+    skewed = [horizon(long, step) for step in range(400)]
+    for part in (skewed[:100], skewed[150:250]):
+        assert sum(length <= 150 for length in part) == pytest.approx(50, abs=2)
+        assert max(part) > 580
 
 
 def test_samples_come_once_an_epoch_in_another_order_each() -> None:

@@ -143,14 +143,14 @@ def test_lead_times_are_weighted_and_latents_held(store: Store) -> None:
     batch = samples_of(store, model).read(np.array([3, 8]), (0, 6, 12))
     base = weights_of(store)
     loss, parts = rollout_loss(model, batch, replace(base, latent=0.0, leads={6: 1.0, 12: 0.5}, lead_zero=0.1), "l1")
-    assert float(loss) == pytest.approx((0.1 * parts[0] + parts[6] + 0.5 * parts[12]) / 3, rel=1e-5)
+    assert loss.item() == pytest.approx((0.1 * parts[0] + parts[6] + 0.5 * parts[12]) / 3, rel=1e-5)
     held, _ = rollout_loss(model, batch, replace(base, latent=2.0, leads={6: 1.0, 12: 0.5}, lead_zero=0.1), "l1")
     latent = model.encode(batch.inputs)
-    squares = [float(latent.x.square().mean())]
+    squares = [latent.x.detach().square().mean().item()]
     for _ in range(2):
         latent = model.advance(latent, 6)
         squares.append(float(latent.x.square().mean()))
-    assert float(held) == pytest.approx(float(loss) + 2.0 * float(np.mean(squares)), rel=1e-5)
+    assert held.item() == pytest.approx(loss.item() + 2.0 * float(np.mean(squares)), rel=1e-5)
 
 
 def test_each_lead_time_is_compared_with_its_own_truth(store: Store) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from wm2cli import checkpoint, weights
@@ -29,13 +28,21 @@ from wm2cli.devices import Precision, autocast, resolve_device, resolve_precisio
 from wm2cli.errors import CheckpointError, ConfigError, DataError, ResourceError, UsageError, ValuesError
 from wm2cli.models import Model
 from wm2cli.rollout import WAYS, Route, Runs, homogeneous, length, runs_of, tree_order, walk
-from wm2cli.schema import Schema
+from wm2cli.schema import VARIABLES
 from wm2cli.sources import Progress, quiet
 from wm2cli.store import open_store
+from wm2cli.training.losses import channel_weights, row_weights
+from wm2cli.training.recipes import LossConfig
 from wm2cli.training.samples import Samples, View
 
 FORMAT = 1
 """Format number of the files with paths, and of the command's JSON document."""
+
+TRAINED_WITH = LossConfig(
+    "increments", channels="pressure", variables={name: 0.1 for name, known in VARIABLES.items()
+                                                  if known.kind == "surface" and name != "t2m"},
+)  # fmt: skip
+"""Weights of channels: levels share that of their variable by pressure, t2m has 1, the rest at the surface 0.1."""
 
 Steps = tuple[int, ...]
 """A path as it stands in a file: steps in hours, one after the other."""
@@ -413,10 +420,10 @@ class Judge:
                    if not table.get(name, 0.0) > 0]  # fmt: skip
         if unknown:
             raise CheckpointError("the statistics of the weights give no measure of errors", problems=unknown)
-        changes = np.array([model.normalizer.std[name] / table[name] for name in names])
+        changes = torch.tensor([model.normalizer.std[name] / table[name] for name in names], dtype=torch.float64)
         return cls(
-            torch.from_numpy(channel_weights(model.schema_out) * changes**2).to(device),
-            torch.from_numpy(model.grid.area_weights()).float().to(device)[:, None],
+            (channel_weights(TRAINED_WITH, model.schema_out) * changes**2).to(device),
+            row_weights(model.grid, poles=False).to(device),
         )  # fmt: skip
 
     def __call__(self, made: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> float:
@@ -424,13 +431,6 @@ class Judge:
         errors = [(found - true).flatten(0, -3) for found, true in zip(made, truth, strict=True)]
         by_channel = (torch.cat(errors).square() * self.rows).mean(dim=(-2, -1))
         return float(by_channel.double() @ self.channels)
-
-
-def channel_weights(schema: Schema) -> NDArray[np.float64]:
-    """(C,) weights with sum one: levels share the weight of their variable by pressure, t2m has 1, the rest 0.1."""
-    share = np.array(schema.levels, np.float64) / sum(schema.levels)
-    values = [*np.tile(share, len(schema.pressure)), *(1.0 if name == "t2m" else 0.1 for name in schema.surface)]
-    return np.asarray(np.divide(values, sum(values)), np.float64)
 
 
 def _check(options: Options) -> None:

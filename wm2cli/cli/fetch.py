@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wm2cli.cli.arguments import collect, names, parse_duration, parse_levels, parse_options, parse_times
-from wm2cli.cli.program import Json, app, emit, progress_bar, say
+from wm2cli.cli.program import Json, app, emit, finish, progress_bar, say, size
 from wm2cli.errors import UsageError
 
 
@@ -89,7 +89,7 @@ def fetch(
     access = command.Access(cache=cache, out=out, offline=offline, wait_hours=hours or 0.0, max_age_hours=most)
     if prune:
         done = command.tidy(access, int(keep * 1e9))
-        say(f"note: {len(done.removed)} files with {_size(done.bytes_removed)} removed, {_size(done.bytes_left)} left")
+        say(f"note: {len(done.removed)} files with {size(done.bytes_removed)} removed, {size(done.bytes_left)} left")
         if as_json:
             emit({"format": command.FORMAT, "removed": [str(path) for path in done.removed],
                   "bytes_removed": done.bytes_removed, "bytes_left": done.bytes_left})  # fmt: skip
@@ -107,17 +107,7 @@ def fetch(
         return
     with progress_bar() as on_progress:
         result = command.fetch(chosen, on_progress)
-    for note in result.notes:
-        say(f"note: {note}")
-    if as_json:
-        emit(result.to_dict())
-    else:
-        for path in result.paths:
-            print(path)
-
-
-def _size(count: float | None) -> str:
-    return "unknown" if count is None else f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+    finish(result.to_dict(), result.paths, as_json=as_json, notes=result.notes)
 
 
 def _show_plan(document: dict[str, Any]) -> None:
@@ -130,10 +120,10 @@ def _show_plan(document: dict[str, Any]) -> None:
     for piece in document["pieces"]:
         where = "here" if piece["cached"] else "to fetch"
         requests = "0" if piece["cached"] else str(piece["requests"])
-        table.add_row(piece["source"], piece["key"], requests, _size(piece["bytes"]), where)
+        table.add_row(piece["source"], piece["key"], requests, size(piece["bytes"]), where)
     Console().print(table)
     for note in document["notes"]:
         say(f"note: {note}")
     number = len(document["pieces"])
     say(f"{document['cached']} of {number} pieces are there; about {document['requests']} requests and "
-        f"{_size(document['bytes'])} to fetch")  # fmt: skip
+        f"{size(document['bytes'])} to fetch")  # fmt: skip

@@ -18,7 +18,7 @@ from wm2cli.cli.arguments import (
     parse_region,
     parse_time,
 )
-from wm2cli.cli.program import Json, app, emit, progress_bar, say
+from wm2cli.cli.program import Json, app, emit, facts, finish, progress_bar, size
 from wm2cli.errors import UsageError
 
 
@@ -181,54 +181,33 @@ def forecast(
         return
     with progress_bar() as on_progress:
         result = command.forecast(chosen, on_progress)
-    for note in result.notes:
-        say(f"note: {note}")
-    for warning in result.warnings:
-        say(f"warning: {warning}")
-    if as_json:
-        emit(result.to_dict())
-    else:
-        print(result.path)
+    finish(result.to_dict(), [result.path], as_json=as_json, notes=result.notes, warnings=result.warnings)
 
 
 def _show_plan(document: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-
-    def size(count: float | None) -> str:
-        return "unknown" if count is None else f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
-
+    held, runs, writes = document["weights"], document["runs"], document["writes"]
+    rows = []
     for read in document["reads"]:
         how = "" if read["cached"] else f", to be fetched in about {read['requests']} requests" * bool(read["requests"])
         fields = f"{read['fields']} fields, " if read["fields"] else ""
-        table.add_row("read", f"{read['piece']} ({fields}{size(read['bytes'])}{how}) by encoder {read['encoder']}")
-    table.add_row("", f"brought to {document['runs']['grid']}; conservatively, where they are on another grid")
-    held, runs, writes = document["weights"], document["runs"], document["writes"]
+        rows.append(("read", f"{read['piece']} ({fields}{size(read['bytes'])}{how}) by encoder {read['encoder']}"))
     trained = "" if held["trained"] else ", untrained"
-    table.add_row(
-        "weights", f"{held['path']} ({held['name']}{trained}, {held['parameters']:,} parameters, {size(held['bytes'])})"
-    )
     steps = ", ".join(f"{number} x {hours} h" for hours, number in runs["advances"].items())
-    table.add_row(
-        "run",
-        f"on {runs['device']} in {runs['precision']}: {runs['encodes']} encode, {steps}, {runs['decodes']} decode",
-    )
     held_states = f"; {runs['latents_held']} latents and {runs['means_held']} means held" * bool(runs["means_held"])
-    table.add_row("paths", f"{runs['paths']}: {runs['evaluations']} steps{held_states}")
-    table.add_row("", f"{runs['operations'] / 1e12:.3g} TFLOP, roughly {runs['seconds']:.2g} s")
-    memory = f"roughly {size(runs['host_bytes'])}" + (
-        f", {size(runs['device_bytes'])} on the GPU" if runs["device_bytes"] else ""
-    )
-    table.add_row("memory", memory)
-    table.add_row("write", f"{writes['path']}: {writes['times']} times to {writes['last_lead_hours']} h, "
-                  f"{writes['rows']} x {writes['columns']} points")  # fmt: skip
-    table.add_row(
-        "", f"{' '.join(writes['variables'])} on {' '.join(f'{level:g}' for level in writes['levels_hpa'])} hPa"
-    )
-    table.add_row("", f"about {size(writes['bytes_expected'])} ({size(writes['bytes_uncompressed'])} uncompressed), "
-                  f"{size(writes['bytes_free'])} free")  # fmt: skip
-    Console().print(table)
+    on_gpu = f", {size(runs['device_bytes'])} on the GPU" if runs["device_bytes"] else ""
+    facts([
+        *rows,
+        ("", f"brought to {runs['grid']}; conservatively, where they are on another grid"),
+        ("weights", f"{held['path']} ({held['name']}{trained}, {held['parameters']:,} parameters, "
+                    f"{size(held['bytes'])})"),
+        ("run", f"on {runs['device']} in {runs['precision']}: {runs['encodes']} encode, {steps}, "
+                f"{runs['decodes']} decode"),
+        ("paths", f"{runs['paths']}: {runs['evaluations']} steps{held_states}"),
+        ("", f"{runs['operations'] / 1e12:.3g} TFLOP, roughly {runs['seconds']:.2g} s"),
+        ("memory", f"roughly {size(runs['host_bytes'])}{on_gpu}"),
+        ("write", f"{writes['path']}: {writes['times']} times to {writes['last_lead_hours']} h, "
+                  f"{writes['rows']} x {writes['columns']} points"),
+        ("", f"{' '.join(writes['variables'])} on {' '.join(f'{level:g}' for level in writes['levels_hpa'])} hPa"),
+        ("", f"about {size(writes['bytes_expected'])} ({size(writes['bytes_uncompressed'])} uncompressed), "
+             f"{size(writes['bytes_free'])} free"),
+    ])  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wm2cli.cli.arguments import collect, parse_leads
-from wm2cli.cli.program import Json, app, emit, progress_bar, say
+from wm2cli.cli.program import Json, app, finish, progress_bar, say
 from wm2cli.errors import UsageError
 
 
@@ -61,7 +61,4 @@ def paths(
             f"{one.lead} h: {one.scored} of {one.possible:,} paths scored {one.scores[0]:.4g} to {one.worst:.4g}; "
             f"the {len(one.kept)} up to {one.scores[-1]:.4g} are kept, best {command.text_of(runs_of(one.kept[0]))}"
         )
-    if as_json:
-        emit(result.to_dict())
-    else:
-        print(result.path)
+    finish(result.to_dict(), [result.path], as_json=as_json)

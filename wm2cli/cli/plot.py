@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wm2cli.cli.arguments import collect, parse_leads, parse_region, parse_time
-from wm2cli.cli.program import Json, app, emit, progress_bar
+from wm2cli.cli.program import Json, app, finish, progress_bar
 from wm2cli.errors import UsageError
 
 
@@ -56,7 +56,4 @@ def plot(
                              truth=truth, overwrite=overwrite)  # fmt: skip
     with progress_bar() as on_progress:
         path = command.plot(chosen, on_progress)
-    if as_json:
-        emit({"format": 1, "path": str(path)})
-    else:
-        print(path)
+    finish({"format": 1, "path": str(path)}, [path], as_json=as_json)

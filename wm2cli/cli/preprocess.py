@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wm2cli.cli.arguments import collect, command_line, names, parse_levels, parse_time
-from wm2cli.cli.program import Json, app, emit, progress_bar, say
+from wm2cli.cli.program import Json, app, emit, facts, finish, progress_bar, size
 from wm2cli.errors import UsageError
 
 
@@ -125,33 +125,19 @@ def preprocess(
         return
     with progress_bar() as on_progress:
         result = command.preprocess(chosen, on_progress)
-    for note in result.notes:
-        say(f"note: {note}")
-    if as_json:
-        emit(result.to_dict())
-        return
-    if store is None:
-        print(result.store)
-    if result.climatology is not None:
-        print(result.climatology)
+    paths = [*([result.store] if store is None else []), *([result.climatology] if result.climatology else [])]
+    finish(result.to_dict(), paths, as_json=as_json, notes=result.notes)
 
 
 def _show_plan(document: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("read", f"{document['input_files']} files: {document['title']} ({document['kind']})")
-    table.add_row("write", f"{document['store']} in {document['dtype']}, "
-                  f"{document['bytes_uncompressed'] / 1e9:.3g} GB uncompressed")  # fmt: skip
-    table.add_row("times", f"{document['times']}, {document['start']} to {document['end']} "
-                  f"every {document['step_hours']} h")  # fmt: skip
-    for name, ranges in document["splits"].items():
-        table.add_row(name, ", ".join(f"{first} to {last}" for first, last in ranges))
-    table.add_row("grid", document["grid"])
-    table.add_row("channels", f"{len(document['channels'])}: {' '.join(document['channels'])}")
-    for note in document["notes"]:
-        table.add_row("note", note)
-    Console().print(table)
+    facts([
+        ("read", f"{document['input_files']} files: {document['title']} ({document['kind']})"),
+        ("write", f"{document['store']} in {document['dtype']}, {size(document['bytes_uncompressed'])} uncompressed"),
+        ("times", f"{document['times']}, {document['start']} to {document['end']} "
+                  f"every {document['step_hours']} h"),
+        *((name, ", ".join(f"{first} to {last}" for first, last in ranges))
+          for name, ranges in document["splits"].items()),
+        ("grid", document["grid"]),
+        ("channels", f"{len(document['channels'])}: {' '.join(document['channels'])}"),
+        *(("note", note) for note in document["notes"]),
+    ])  # fmt: skip

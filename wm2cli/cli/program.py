@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
@@ -100,9 +100,41 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def emit(document: dict[str, Any]) -> None:
+def emit(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
     print(json.dumps(document, indent=2))
+
+
+def finish(document: Mapping[str, Any], paths: Iterable[object], *, as_json: bool, notes: Iterable[str] = (),
+           warnings: Iterable[str] = ()) -> None:  # fmt: skip
+    """How a command ends: notes and warnings on stderr; on stdout the document, or the paths of what was written."""
+    for note in notes:
+        say(f"note: {note}")
+    for warning in warnings:
+        say(f"warning: {warning}")
+    if as_json:
+        emit(document)
+        return
+    for path in paths:
+        print(path)
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> None:
+    """A table of names and what belongs to them, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, text)
+    Console().print(table)
+
+
+def size(count: float | None) -> str:
+    """Bytes for people: `5.57 GB`, `20.4 MB`."""
+    return "unknown" if count is None else f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wm2cli.cli.program import Json, app, emit, say
+from wm2cli.cli.program import Json, app, finish, say
 from wm2cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,12 +80,8 @@ def train(
                       stop_after=stop_after, tensorboard=tensorboard)  # fmt: skip
     with _told() as listener:
         result = command(options, listener)
-    if not _is_first():
-        return
-    if as_json:
-        emit(result.to_dict())
-    else:
-        print(result.weights)
+    if _is_first():
+        finish(result.to_dict(), [result.weights], as_json=as_json)
 
 
 def _is_first() -> bool:

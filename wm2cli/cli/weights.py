@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from wm2cli.cli.program import Json, app, emit, progress_bar, say
-
-if TYPE_CHECKING:
-    from wm2cli.weights import Written
+from wm2cli.cli.program import Json, app, emit, facts, finish, progress_bar, say, size
 
 weights_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", help="List, get, import, make and verify weights."
@@ -40,7 +37,7 @@ def weights_list(cache: Cache = None, as_json: Json = False) -> None:
     for column in ("name", "where", "size", "licence", "trained on"):
         table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
     for row in rows:
-        table.add_row(row["name"], row["where"], _size(row["bytes"]), row["licence"] or "", row["data"])
+        table.add_row(row["name"], row["where"], size(row["bytes"]), row["licence"] or "", row["data"])
     Console().print(table)
 
 
@@ -66,15 +63,15 @@ def weights_get(
     row = rows[0] if rows else None
     if row is None or row["where"] in ("to get", "damaged"):
         found = command.gettable(name)
-        say(f"note: {name}: {_size(found.bytes)} from {found.url}, licence {found.licence}; "
-            f"{_size(found.kept_bytes)} stay in {command.weights_folder(cache)}")  # fmt: skip
+        say(f"note: {name}: {size(found.bytes)} from {found.url}, licence {found.licence}; "
+            f"{size(found.kept_bytes)} stay in {command.weights_folder(cache)}")  # fmt: skip
     if plan:
         if as_json:
             emit({"format": command.FORMAT, **(row or {})})
         return
     with progress_bar() as on_progress:
         written = command.get(name, cache=cache, offline=offline, on_progress=on_progress)
-    _show(written, as_json)
+    finish(written.to_dict(), [written.path], as_json=as_json, notes=written.notes)
 
 
 @weights_app.command(
@@ -107,7 +104,7 @@ def weights_import(
     with progress_bar() as on_progress:
         written = command.import_weights(kind, file, out, grid=grid, heads=heads, name=name, licence=licence,
                                          overwrite=overwrite, on_progress=on_progress)  # fmt: skip
-    _show(written, as_json)
+    finish(written.to_dict(), [written.path], as_json=as_json, notes=written.notes)
 
 
 @weights_app.command(
@@ -159,7 +156,7 @@ def weights_init(
     with progress_bar() as on_progress:
         on_progress(f"making {out}", 0, 1)
         written = command.init(preset, seed, out, static=static or (), overwrite=overwrite)
-    _show(written, as_json)
+    finish(written.to_dict(), [written.path], as_json=as_json, notes=written.notes)
 
 
 @weights_app.command(
@@ -179,28 +176,7 @@ def weights_info(
     if as_json:
         emit(document)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _flat(document):
-        table.add_row(name, value)
-    Console().print(table)
-
-
-def _show(written: Written, as_json: bool) -> None:
-    for note in written.notes:
-        say(f"note: {note}")
-    if as_json:
-        emit(written.to_dict())
-    else:
-        print(written.path)
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    facts(_flat(document))
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

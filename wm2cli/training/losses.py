@@ -73,6 +73,30 @@ def row_weights(grid: Grid, poles: bool = True) -> Tensor:
     return torch.from_numpy(weights / weights.mean()).float()[:, None]
 
 
+def channel_weights(config: LossConfig, schema: Schema, scale: Tensor | None = None) -> Tensor:
+    """(C,) float64 weights of channels: what a loss says of variables and of levels.
+
+    Args:
+        config: The loss.
+        schema: C channels.
+        scale: (C,) factors in which the channels are measured; one when None.
+
+    Raises:
+        ConfigError: All weights are zero.
+    """
+    channels = schema.channels
+    values = torch.ones(len(channels), dtype=torch.float64) if scale is None else scale.clone()
+    if config.channels == "pressure":
+        levels = list(schema.levels) * len(schema.pressure)
+        values[: len(levels)] *= torch.tensor(levels, dtype=torch.float64) / float(sum(schema.levels))
+    names = [*(name for name in schema.pressure for _ in schema.levels), *schema.surface]
+    for index, (name, channel) in enumerate(zip(names, channels, strict=True)):
+        values[index] *= config.variables.get(channel, config.variables.get(name, 1.0))
+    if not values.sum() > 0:
+        raise ConfigError("loss.variables takes every channel of the model out of the loss")
+    return values / (values.sum() if config.weight_norm == "sum" else len(channels))
+
+
 def make_weights(
     config: LossConfig, schema: Schema, grid: Grid, normalizer: Normalizer, leads: Mapping[int, float],
     device: torch.device,
@@ -92,8 +116,7 @@ def make_weights(
         ConfigError: All weights are zero.
     """
     channels = schema.channels
-    values = torch.ones(len(channels), dtype=torch.float64)
-    names = [*(name for name in schema.pressure for _ in schema.levels), *schema.surface]
+    scale = torch.ones(len(channels), dtype=torch.float64)
     if config.channels == "difference" and config.kind != "increments":
         steps = sorted(normalizer.difference_std)
         if not steps:
@@ -105,17 +128,10 @@ def make_weights(
             raise DataError("these channels never change, so that their change is no measure", problems=still,
                             hint="set loss.channels=equal, or make the store again without them")  # fmt: skip
         for index, channel in enumerate(channels):
-            values[index] = normalizer.std[channel] / table[channel]
+            scale[index] = normalizer.std[channel] / table[channel]
         if config.kind == "mse":
-            values = values**2
-    elif config.channels == "pressure":
-        levels = list(schema.levels) * len(schema.pressure)
-        values[: len(levels)] = torch.tensor(levels, dtype=torch.float64) / float(sum(schema.levels))
-    for index, (name, channel) in enumerate(zip(names, channels, strict=True)):
-        values[index] *= config.variables.get(channel, config.variables.get(name, 1.0))
-    if not values.sum() > 0:
-        raise ConfigError("loss.variables takes every channel of the model out of the loss")
-    values = (values / (values.sum() if config.weight_norm == "sum" else len(channels))).float().to(device)
+            scale = scale**2
+    values = channel_weights(config, schema, scale).float().to(device)
     count = len(schema.pressure) * len(schema.levels)
     return Weights(
         rows=row_weights(grid, poles=config.kind != "increments").to(device),

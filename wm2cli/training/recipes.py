@@ -99,7 +99,8 @@ class Stage:
         lead_step: Lead times of targets are multiples of this many hours.
         horizon: Longest lead time in hours, at the beginning and at the end of the stage.
         growth: How the horizon goes from the one to the other; `mixed` takes every length evenly all the time, so that
-            long lead times are not learnt at the price of short ones.
+            long lead times are not learnt at the price of short ones; `mixed-quadratic` takes short ones more often,
+            half of the steps in the first quarter of the lengths.
         targets: Lead times drawn in a step: the horizon, and others at random below it, lead 0 among them.
         tail: Hours before the horizon in which targets lie and through which gradients flow; the way there is made
             without them, which is how a forecast learns to stay sound beyond what fits into memory. All when None.
@@ -122,7 +123,7 @@ class Stage:
     inputs: Mapping[str, str] = field(default_factory=dict)
     lead_step: int = 6
     horizon: tuple[int, int] = (6, 6)
-    growth: Literal["linear", "quadratic", "mixed"] = "linear"
+    growth: Literal["linear", "quadratic", "mixed", "mixed-quadratic"] = "linear"
     targets: int = 1
     tail: int | None = None
     rollout: int = 1

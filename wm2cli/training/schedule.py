@@ -54,9 +54,9 @@ def horizon(stage: Stage, step: int) -> int:
     """Longest lead time of a step in hours, a multiple of the stage's lead step."""
     first, last = stage.horizon
     share = step / max(1, stage.steps - 1)
-    if stage.growth == "mixed":
+    if stage.growth.startswith("mixed"):
         share = (step * GOLDEN) % 1.0
-    grown = share**2 if stage.growth == "quadratic" else share
+    grown = share**2 if stage.growth.endswith("quadratic") else share
     # Every length gets its share of the steps, the last one too.
     count = (last - first) // stage.lead_step + 1
     return first + min(int(grown * count), count - 1) * stage.lead_step
