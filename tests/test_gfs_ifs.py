@@ -79,7 +79,7 @@ def test_gfs_fields_arrive_unharmed(
         (found,) = inventory.find(name, level, TIME)
         scale = GRAVITY * 1200 if name == "z" else max(1.0, float(np.abs(weather.weather(name, level)).max()))
         assert np.allclose(found.read(), weather.weather(name, level), atol=1e-5 * scale), found.label
-    entries = gfs.select(gfs_server.objects[f"{gfs_path()}.idx"].decode(), all_labels(), TIME).entries
+    entries = gfs.Gfs().select(gfs_server.objects[f"{gfs_path()}.idx"].decode(), all_labels(), TIME).entries
     assert len(gfs_server.seen(r"f000$")) == len(merge(entries)) == 2 + 3 * 25
     asked = sum(
         int(end) - int(start) + 1
@@ -127,7 +127,7 @@ def test_gfs_layouts(time: str, layouts: list[str], cache: Path, monkeypatch: py
     moment = np.datetime64(time, "s")
     monkeypatch.setattr(sources, "now", lambda: np.datetime64("2026-11-21T00", "s"))
     monkeypatch.setattr(gfs, "now", sources.now)
-    places = gfs.places(moment, "0p25")
+    places = gfs.Gfs().places(moment, "0p25")
     recent = time.startswith("2026")
     roots = [root for root in gfs.ROOTS if recent or "nomads" not in root]
     assert [place.data for place in places] == [
@@ -154,7 +154,7 @@ def test_gfs_index_decoys() -> None:
              "6:600:d=2024010100:TCDC:entire atmosphere:0-0 day ave fcst:",
              "7:700:d=2024010100:TCDC:entire atmosphere:anl:"]  # fmt: skip
     labels = (("t2m", None), ("u100", None), ("v100", None), ("tcc", None), ("u", 100.0))
-    chosen = gfs.select("\n".join(lines), labels, TIME)
+    chosen = gfs.Gfs().select("\n".join(lines), labels, TIME)
     assert {entry.label: (entry.start, entry.length) for entry in chosen.entries} == {
         ("t2m", None): (200, 100), ("u100", None): (400, 200), ("v100", None): (400, 200), ("tcc", None): (700, None),
         ("u", 100.0): (300, 100),
@@ -173,7 +173,7 @@ def test_the_real_gfs_index_selects_exactly_the_messages_needed() -> None:
     text = (Path(str(REAL)) / "gfs_0p25_20221014_t00z_f000.idx").read_text()
     time = np.datetime64("2022-10-14T00", "s")
     lines = {int(line.split(":")[1]): line for line in text.splitlines()}
-    chosen = gfs.select(text, all_labels(), time)
+    chosen = gfs.Gfs().select(text, all_labels(), time)
     assert (chosen.missing, chosen.notes, len(chosen.entries)) == ((), (), 133)
     starts = sorted(lines)
     for entry in chosen.entries:
@@ -182,7 +182,7 @@ def test_the_real_gfs_index_selects_exactly_the_messages_needed() -> None:
         assert parameter == (standins.GFS_NAMES[name] if level else standins.GFS_GROUND[name].split(":")[0])
         assert where == (f"{level:g} mb" if level else standins.GFS_GROUND[name].split(":")[1])
         assert entry.start + (entry.length or 0) == starts[starts.index(entry.start) + 1]
-    more = gfs.select(text, all_labels(Schema(INITIAL_FIELDS.pressure, LEVELS_28, INITIAL_FIELDS.surface)), time)
+    more = gfs.Gfs().select(text, all_labels(Schema(INITIAL_FIELDS.pressure, LEVELS_28, INITIAL_FIELDS.surface)), time)
     assert (more.missing, len(more.entries)) == ((), 133)
     assert "lacks the levels 125 175 875 hPa" in more.notes[0]
     total = sum(entry.length or 0 for entry in chosen.entries)
@@ -194,7 +194,7 @@ def test_the_real_gfs_index_selects_exactly_the_messages_needed() -> None:
 @needs_real_data
 def test_the_plan_of_gfs_is_near_the_real_index() -> None:
     text = (Path(str(REAL)) / "gfs_0p25_20221014_t00z_f000.idx").read_text()
-    chosen = gfs.select(text, all_labels(), np.datetime64("2022-10-14T00", "s"))
+    chosen = gfs.Gfs().select(text, all_labels(), np.datetime64("2022-10-14T00", "s"))
     (piece,) = open_source("gfs").plan(Request((np.datetime64("2022-10-14T00", "s"),)))
     assert piece.size == pytest.approx(sum(entry.length or 0 for entry in chosen.entries), rel=0.1)
     assert piece.requests == pytest.approx(len(merge(chosen.entries)) + 1, rel=0.1)
@@ -203,7 +203,7 @@ def test_the_plan_of_gfs_is_near_the_real_index() -> None:
 @needs_real_data
 def test_the_real_index_of_a_forecast_step_has_no_analysis() -> None:
     text = (Path(str(REAL)) / "gfs_0p25_20221014_t06z_f021.idx").read_text()
-    chosen = gfs.select(text, all_labels(), np.datetime64("2022-10-14T06", "s"))
+    chosen = gfs.Gfs().select(text, all_labels(), np.datetime64("2022-10-14T06", "s"))
     assert chosen.entries == ()
     assert len(chosen.missing) == len(all_labels())
 
@@ -250,14 +250,16 @@ def test_ifs_takes_the_levels_around() -> None:
     text = "\n".join(map(json.dumps, rows))
 
     def levels(*wanted: float) -> list[float | None]:
-        return sorted(entry.label[1] or 0 for entry in ifs.select(text, [("t", w) for w in wanted], LATER).entries)
+        return sorted(
+            entry.label[1] or 0 for entry in ifs.Ifs().select(text, [("t", w) for w in wanted], LATER).entries
+        )
 
     assert levels(200) == [200]
     assert levels(300) == [200, 500]
     assert levels(300, 400) == [200, 500]
     assert levels(10) == [50]
     assert levels(1000) == [500]
-    assert ifs.select(text, [("u", 500.0), ("t2m", None)], LATER).missing == ("u500", "t2m")
+    assert ifs.Ifs().select(text, [("u", 500.0), ("t2m", None)], LATER).missing == ("u500", "t2m")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_ifs_takes_the_levels_around() -> None:
 def test_ifs_layouts(time: str, path: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ifs, "now", lambda: np.datetime64("2026-11-21T00", "s"))
     grid = "0p4" if "0p4" in path else "0p25"
-    places = ifs.places(np.datetime64(time, "s"), grid)
+    places = ifs.Ifs().places(np.datetime64(time, "s"), grid)
     assert [place.data for place in places] == [f"{root}{path}.grib2" for root in ifs.ROOTS[:2]]
     assert places[0].index == f"{ifs.ROOTS[0]}{path}.index"
 
@@ -287,13 +289,13 @@ def test_ifs_before_a_quarter_degree(capsys: pytest.CaptureFixture[str], cache: 
 @pytest.mark.parametrize("text", ["", "{", '{"date": "20240601"}', "1:0:d=2024060100:TMP:500 mb:anl:"])
 def test_ifs_broken_indexes(text: str) -> None:
     with pytest.raises(ValueError, match=r"empty|line 1"):
-        ifs.select(text, [("t", 500.0)], LATER)
+        ifs.Ifs().select(text, [("t", 500.0)], LATER)
 
 
 def test_ifs_index_of_another_day() -> None:
     row = {"date": "20240531", "time": "0000", "step": "0", "levtype": "sfc", "param": "2t", "_offset": 0, "_length": 1}
     with pytest.raises(ValueError, match="it is of 2024-05-31T00"):
-        ifs.select(json.dumps(row), [("t2m", None)], LATER)
+        ifs.Ifs().select(json.dumps(row), [("t2m", None)], LATER)
 
 
 @needs_real_data
@@ -302,7 +304,7 @@ def test_the_real_ecmwf_index_selects_exactly_the_messages_needed() -> None:
     rows = {row["_offset"]: row for row in map(json.loads, text.splitlines())}
     time = np.datetime64("2025-03-01T00", "s")
     names = ("t2m", "d2m", "u10", "v10", "msl")
-    chosen = ifs.select(text, all_labels(Schema(weather.UPPER, LEVELS_25, names)), time)
+    chosen = ifs.Ifs().select(text, all_labels(Schema(weather.UPPER, LEVELS_25, names)), time)
     assert chosen.missing == ()
     assert len(chosen.entries) == 5 * 13 + len(names)
     for entry in chosen.entries:
@@ -315,7 +317,7 @@ def test_the_real_ecmwf_index_selects_exactly_the_messages_needed() -> None:
 @needs_real_data
 def test_the_real_ifs_index_of_2026() -> None:
     text = (Path(str(REAL)) / "ecmwf_ifs_oper_0p25_20260524T00_0h.first5.index").read_text()
-    chosen = ifs.select(text, [("msl", None), ("t2m", None)], np.datetime64("2026-05-24T00", "s"))
+    chosen = ifs.Ifs().select(text, [("msl", None), ("t2m", None)], np.datetime64("2026-05-24T00", "s"))
     assert [(entry.start, entry.length) for entry in chosen.entries] == [(897075, 523506)]
     assert chosen.missing == ("t2m",)
 

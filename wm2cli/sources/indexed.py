@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ import numpy as np
 
 from wm2cli import sources
 from wm2cli.errors import DataError, NotYetError, RemoteError, UsageError, Wm2Error
-from wm2cli.reading.fields import SourceFile, time_text
+from wm2cli.reading.fields import Inventory, SourceFile, time_text
 from wm2cli.reading.grib import open_grib
-from wm2cli.sources import Piece, Progress, Request
+from wm2cli.reading.inputs import open_files
+from wm2cli.sources import Piece, Progress, Request, quiet
 from wm2cli.sources.cache import keep
 from wm2cli.sources.checks import check_fields
-from wm2cli.sources.labels import Label, digest, grid_of, label_text
+from wm2cli.sources.labels import Label, digest, grid_of, grid_text, label_text, labels_of
 from wm2cli.transfer import AbsentError, Door, Meter, UnusableError, shown
 
 _END_LENGTH = 4
@@ -81,144 +83,147 @@ class MismatchError(RemoteError):
     """The bytes are not those that the index promises."""
 
 
-def plan_pieces(request: Request, source: str, labels: Sequence[Label], grid: str, size: int,
-                requests: int) -> tuple[Piece, ...]:  # fmt: skip
-    """A piece a time; names of files tell what is in them apart."""
-    parts = tuple(label_text(label) for label in labels)
-    off = [time for time in request.times if time.astype("datetime64[s]").astype(np.int64) % 21600]
-    if off:
-        raise UsageError(f"{source} starts at 00, 06, 12 and 18 UTC",
-                         problems=[f"there is none for {time_text(time)}" for time in off])  # fmt: skip
-    made = []
-    for time in request.times:
-        text = time_text(time)
-        made.append(Piece(
-            f"{source}/{grid}/{text}", f"{source}_{grid}_{text.replace('-', '')}_{digest(labels)}.grib2",
-            {"time": text, "grid": grid, "fields": [list(label) for label in labels]}, parts, size, requests,
-        ))  # fmt: skip
-    return tuple(made)
+class Archive(ABC):
+    """A source in public archives with a file a cycle and an index beside each.
 
-
-def fetch_piece(
-    piece: Piece,
-    folder: Path,
-    places: Sequence[Place],
-    select: Callable[[str, Sequence[Label]], Selection],
-    on_progress: Progress,
-    *,
-    source: str,
-    delay_hours: float,
-) -> Path:
-    """Gets the messages of a piece from the first place that has them all.
-
-    Args:
-        places: In the order they are tried.
-        select: Picks messages from the text of an index.
-        delay_hours: How long after its time a file is usually there.
-
-    Raises:
-        NotYetError: It is not published yet.
-        RemoteError: No place has it, or all failed; each is named with the reason.
-        DataError: What came is not what was asked for.
-        OSError: The folder cannot be written.
-    """
-    time = np.datetime64(str(piece.request["time"]), "s")
-    labels = [(str(name), level) for name, level in piece.request["fields"]]
-    _refuse_future(source, time, delay_hours)
-    with Door() as door:
-        return _first_place(
-            places, source, time, delay_hours,
-            lambda place: _from_place(door, piece, folder, place, labels, time, select, on_progress),
-        )  # fmt: skip
-
-
-def probe(
-    places: Sequence[Place],
-    select: Callable[[str, Sequence[Label]], Selection],
-    labels: Sequence[Label],
-    time: np.datetime64,
-    *,
-    source: str,
-    delay_hours: float,
-) -> None:
-    """Whether everything is really there: the index names all fields, and the last of them ends as it should.
-
-    Raises:
-        NotYetError, RemoteError: As `fetch_piece`.
+    Of a subclass: `name`, `attribution` as of every source; `offered`, the variables there are; `grids`, in degrees;
+    `delay_hours`, after which a cycle is usually there, and `soonest_hours`, before which it never is.
     """
 
-    def look(door: Door, place: Place) -> None:
-        selection = _select(door, place, labels, select)[0]
-        last = max(selection.entries, key=lambda entry: entry.start)
-        if last.length is not None:
-            start = last.start + last.length - _END_LENGTH
-            if door.get(place.data, start, _END_LENGTH).data != b"7777":
-                raise MismatchError(f"{shown(place.data)}: is not complete yet")
-        elif door.get(place.data, last.start, 4).data != b"GRIB":
-            raise MismatchError(f"{shown(place.data)}: does not fit its index")
+    remote = True
+    keeps = True
+    name: str
+    attribution: str
+    offered: tuple[str, ...]
+    grids: tuple[str, ...]
+    delay_hours: float
+    soonest_hours: float
 
-    with Door() as door:
-        _first_place(places, source, time, delay_hours, lambda place: look(door, place))
+    @abstractmethod
+    def places(self, time: np.datetime64, grid: str) -> tuple[Place, ...]:
+        """Where a cycle's file may be, in the order they are tried."""
 
+    @abstractmethod
+    def select(self, text: str, labels: Sequence[Label], time: np.datetime64) -> Selection:
+        """Picks messages from the text of an index."""
 
-def latest(request: Request, now: np.datetime64, source: str, begin: float,
-           look: Callable[[np.datetime64], None]) -> np.datetime64:  # fmt: skip
-    """The newest cycle of the last two days that `look` does not raise for.
+    def asked(self, request: Request) -> tuple[str, tuple[Label, ...]]:
+        """Grid and fields of a request.
 
-    Args:
-        begin: Hours after its time before which no cycle is there.
+        Raises:
+            UsageError: Unknown options, grids or fields.
+        """
+        request.refuse_options(self.name, ("grid",))
+        text = grid_text(request.options.get("grid", self.grids[0]), self.name, self.grids)
+        return text, labels_of(request, self.name, self.offered)
 
-    Raises:
-        NotYetError: None is complete.
-        RemoteError: The remotes failed.
-    """
-    del request
-    cycle = np.timedelta64(6, "h")
-    newest = now - (now - np.datetime64("1970-01-01T00", "s")) % cycle
-    reasons: list[str] = []
-    for back in range(9):
-        time = newest - back * cycle
-        if now - time < np.timedelta64(round(begin * 3600), "s"):
-            continue
-        try:
-            look(time)
-        except (AbsentError, NotYetError, DataError) as error:
-            reasons.append(f"{time_text(time)}: {error.message}")
-        else:
-            return time
-    raise NotYetError(f"{source} has no complete cycle of the last two days", problems=reasons)
+    def pieces(self, request: Request, labels: Sequence[Label], grid: str, size: int, requests: int
+               ) -> tuple[Piece, ...]:  # fmt: skip
+        """A piece a time; names of files tell what is in them apart."""
+        parts = tuple(label_text(label) for label in labels)
+        off = [time for time in request.times if time.astype("datetime64[s]").astype(np.int64) % 21600]
+        if off:
+            raise UsageError(f"{self.name} starts at 00, 06, 12 and 18 UTC",
+                             problems=[f"there is none for {time_text(time)}" for time in off])  # fmt: skip
+        made = []
+        for time in request.times:
+            text = time_text(time)
+            made.append(Piece(
+                f"{self.name}/{grid}/{text}", f"{self.name}_{grid}_{text.replace('-', '')}_{digest(labels)}.grib2",
+                {"time": text, "grid": grid, "fields": [list(label) for label in labels]}, parts, size, requests,
+            ))  # fmt: skip
+        return tuple(made)
+
+    def fetch(self, piece: Piece, folder: Path, on_progress: Progress = quiet) -> Path:
+        """Gets the messages of a piece from the first place that has them all.
+
+        Raises:
+            NotYetError: It is not published yet.
+            RemoteError: No place has it, or all failed; each is named with the reason.
+            DataError: What came is not what was asked for.
+            OSError: The folder cannot be written.
+        """
+        time = np.datetime64(str(piece.request["time"]), "s")
+        labels = [(str(name), level) for name, level in piece.request["fields"]]
+        _refuse_future(self.name, time, self.delay_hours)
+        with Door() as door:
+            return self._first_place(
+                str(piece.request["grid"]), time,
+                lambda place: _from_place(door, piece, folder, place, labels, time,
+                                          lambda text, wanted: self.select(text, wanted, time), on_progress),
+            )  # fmt: skip
+
+    def open(self, paths: Sequence[Path]) -> Inventory:
+        """See `wm2cli.reading.inputs.open_files`."""
+        return open_files(paths)
+
+    def latest(self, request: Request, now: np.datetime64) -> np.datetime64:
+        """The newest cycle of the last two days that has every field.
+
+        Raises:
+            NotYetError: None is complete.
+            RemoteError: The remotes failed.
+        """
+        grid, labels = self.asked(request)
+        cycle = np.timedelta64(6, "h")
+        newest = now - (now - np.datetime64("1970-01-01T00", "s")) % cycle
+        reasons: list[str] = []
+        for back in range(9):
+            time = newest - back * cycle
+            if now - time < np.timedelta64(round(self.soonest_hours * 3600), "s"):
+                continue
+            try:
+                self._probe(grid, labels, time)
+            except (AbsentError, NotYetError, DataError) as error:
+                reasons.append(f"{time_text(time)}: {error.message}")
+            else:
+                return time
+        raise NotYetError(f"{self.name} has no complete cycle of the last two days", problems=reasons)
+
+    def _probe(self, grid: str, labels: Sequence[Label], time: np.datetime64) -> None:
+        """Whether everything is really there: the index names all fields, and the last of them ends as it should."""
+
+        def look(door: Door, place: Place) -> None:
+            selection = _select(door, place, labels, lambda text, wanted: self.select(text, wanted, time))[0]
+            last = max(selection.entries, key=lambda entry: entry.start)
+            if last.length is not None:
+                start = last.start + last.length - _END_LENGTH
+                if door.get(place.data, start, _END_LENGTH).data != b"7777":
+                    raise MismatchError(f"{shown(place.data)}: is not complete yet")
+            elif door.get(place.data, last.start, 4).data != b"GRIB":
+                raise MismatchError(f"{shown(place.data)}: does not fit its index")
+
+        with Door() as door:
+            self._first_place(grid, time, lambda place: look(door, place))
+
+    def _first_place(self, grid: str, time: np.datetime64, get: Callable[[Place], object]) -> Path:
+        failures: dict[str, Wm2Error] = {}
+        dead: set[str] = set()
+        for place in self.places(time, grid):
+            if place.root in dead:
+                continue
+            for _ in range(2):
+                try:
+                    return get(place)  # type: ignore[return-value]
+                except (MismatchError, UnusableError) as error:
+                    # The index may be older than its file, or the file was replaced: both are read anew once.
+                    failures[place.data] = error
+                    continue
+                except AbsentError as error:
+                    failures[place.data] = error
+                except RemoteError as error:
+                    failures[place.data] = error
+                    dead.add(place.root)
+                except (DataError, NotYetError) as error:
+                    failures[place.data] = error
+                break
+        raise _explain(failures, self.name, time, self.delay_hours)
 
 
 def _refuse_future(source: str, time: np.datetime64, delay_hours: float) -> None:
     if time > sources.now():
         raise NotYetError(f"{source} for {time_text(time)} lies in the future",
                           hint=f"it is published about {delay_hours:g} h after that time")  # fmt: skip
-
-
-def _first_place(
-    places: Sequence[Place], source: str, time: np.datetime64, delay_hours: float, get: Callable[[Place], object]
-) -> Path:
-    failures: dict[str, Wm2Error] = {}
-    dead: set[str] = set()
-    for place in places:
-        if place.root in dead:
-            continue
-        for _ in range(2):
-            try:
-                return get(place)  # type: ignore[return-value]
-            except (MismatchError, UnusableError) as error:
-                # The index may be older than its file, or the file was replaced: both are read anew once.
-                failures[place.data] = error
-                continue
-            except AbsentError as error:
-                failures[place.data] = error
-            except RemoteError as error:
-                failures[place.data] = error
-                dead.add(place.root)
-            except (DataError, NotYetError) as error:
-                failures[place.data] = error
-            break
-    raise _explain(failures, source, time, delay_hours)
 
 
 def _explain(failures: Mapping[str, Wm2Error], source: str, time: np.datetime64, delay_hours: float) -> Wm2Error:
