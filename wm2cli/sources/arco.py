@@ -9,7 +9,6 @@ Sources: google-research/arco-era5; the Zarr format 2 specification.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from wm2cli.reading.inputs import open_files
 from wm2cli.schema import VARIABLES
 from wm2cli.settings import settings
 from wm2cli.sources import Piece, Progress, Request, now, quiet
-from wm2cli.sources.cache import keep
+from wm2cli.sources.cache import keep, workspace
 from wm2cli.sources.checks import check_fields
 from wm2cli.sources.era5 import BEGIN, NAMES
 from wm2cli.sources.labels import Label, digest, label_text, labels_of
@@ -87,9 +86,7 @@ class Arco:
         if time is not None and time > now():
             raise NotYetError(f"arco for {text} lies in the future")
         labels = [(str(name), level) for name, level in piece.request["fields"]]
-        work = folder / f".{piece.filename}.part"
-        work.mkdir(parents=True, exist_ok=True)
-        try:
+        with workspace(piece, folder) as work:
             with Door() as door:
                 on_progress("reading what ARCO-ERA5 holds", 0, 1)
                 group = _Group(door, settings().roots.arco or ROOT)
@@ -100,13 +97,7 @@ class Arco:
                 _write(whole, group, labels, index, time, work, meter)
             on_progress(f"checking {piece.key}", 0, 1)
             check_fields(open_files([whole]), piece.filename, labels, time)
-            target = keep(piece, whole, folder / piece.filename, urls=[shown(group.root)], notes=notes)
-        except (DataError, OSError):
-            # Wrong data are of no use, and a full disk needs the room; after an interruption the next run goes on.
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-        return target
+            return keep(piece, whole, folder / piece.filename, urls=[shown(group.root)], notes=notes)
 
     def open(self, paths: Sequence[Path]) -> Inventory:
         """See `wm2cli.reading.inputs.open_files`."""

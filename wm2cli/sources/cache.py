@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import wm2cli
-from wm2cli.errors import ResourceError
+from wm2cli.errors import DataError, ResourceError
 from wm2cli.sources import Piece, Progress
+from wm2cli.transfer import UnusableError
 
 FORMAT = 1
 """Format number of the accounts."""
@@ -106,6 +107,24 @@ def find(piece: Piece, folder: Path) -> Held | None:
         if held is not None:
             return held
     return None
+
+
+@contextmanager
+def workspace(piece: Piece, folder: Path) -> Iterator[Path]:
+    """A folder for the parts of a piece, gone when the block ends.
+
+    After an interruption or a failure of the network it stays, and the next run goes on; not after wrong data, which
+    are of no use, nor if the object changed meanwhile, whose versions do not go together, nor on a full disk, which
+    needs the room.
+    """
+    work = folder / f".{piece.filename}.part"
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        yield work
+    except (UnusableError, DataError, OSError):
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from wm2cli.reading.fields import Field, Inventory, time_text
 from wm2cli.reading.inputs import open_files
 from wm2cli.schema import level_text
 from wm2cli.sources import Piece, Progress, Request, now, quiet
-from wm2cli.sources.cache import keep
+from wm2cli.sources.cache import keep, workspace
 from wm2cli.sources.cds import Queue, TooLargeError, has_key
 from wm2cli.sources.checks import check_fields
 from wm2cli.sources.labels import Label, digest, grid_of, grid_text, label_text, labels_of
@@ -117,9 +117,7 @@ class Era5:
         if last is not None and moment is not None and moment > _end(last):
             raise NotYetError(f"era5 for {time_text(moment)} is not there yet: it goes to {time_text(_end(last))}",
                               hint="ERA5 follows five days behind; --source gfs is there after hours")  # fmt: skip
-        work = folder / f".{piece.filename}.part"
-        work.mkdir(parents=True, exist_ok=True)
-        try:
+        with workspace(piece, folder) as work:
             parts, urls = [], []
             for number, request in enumerate(_affordable(queue, dataset, asked["wanted"])):
                 part, url = _one_request(queue, dataset, request, work / str(number), piece.key, on_progress)
@@ -129,13 +127,7 @@ class Era5:
             labels = [(str(name), level) for name, level in asked["fields"]]
             on_progress(f"checking {piece.key}", 0, 1)
             fields = check_fields(open_files([whole]), piece.filename, labels, moment, grid_of(str(asked["grid"])))
-            target = keep(piece, whole, folder / piece.filename, urls=urls, notes=_versions(fields))
-        except (DataError, OSError):
-            # Wrong data are of no use, and a full disk needs the room; after an interruption the next run goes on.
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-        return target
+            return keep(piece, whole, folder / piece.filename, urls=urls, notes=_versions(fields))
 
     def open(self, paths: Sequence[Path]) -> Inventory:
         """See `wm2cli.reading.inputs.open_files`."""

@@ -26,7 +26,7 @@ from wm2cli.reading.fields import Inventory, SourceFile, time_text
 from wm2cli.reading.grib import open_grib
 from wm2cli.reading.inputs import open_files
 from wm2cli.sources import Piece, Progress, Request, quiet
-from wm2cli.sources.cache import keep
+from wm2cli.sources.cache import keep, workspace
 from wm2cli.sources.checks import check_fields
 from wm2cli.sources.labels import Label, digest, grid_of, grid_text, label_text, labels_of
 from wm2cli.transfer import AbsentError, Door, Meter, UnusableError, shown
@@ -282,13 +282,12 @@ def _from_place(
 ) -> Path:
     on_progress(f"reading {shown(place.index)}", 0, 1)
     selection, hashed = _select(door, place, labels, select)
-    work = folder / f".{piece.filename}.part"
     origin = {"data": place.data, "index": hashed}
-    tag = _resume(work, origin)
     runs = merge(selection.entries)
     total = sum(run[-1].length or 0 for run in runs) + sum(run[-1].start - run[0].start for run in runs)
     meter = Meter(on_progress, f"fetching {piece.key}", total)
-    try:
+    with workspace(piece, folder) as work:
+        tag = _resume(work, origin)
         _fetch_runs(door, place, work, runs, tag, origin, meter)
         whole = work / "whole"
         with open(whole, "wb") as stream:
@@ -299,14 +298,7 @@ def _from_place(
         there = tuple(dict.fromkeys(entry.label for entry in selection.entries))
         inventory = open_grib(SourceFile(whole, piece.filename))
         check_fields(inventory, piece.filename, there, time, grid_of(str(piece.request["grid"])))
-        target = keep(piece, whole, folder / piece.filename, urls=[shown(place.data)], notes=selection.notes)
-    except (UnusableError, DataError, OSError):
-        # Parts of two versions do not belong together, wrong ones are of no use, and a full disk needs the room.
-        # After everything else, an interruption too, the next run goes on with the parts that are there.
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
-    return target
+        return keep(piece, whole, folder / piece.filename, urls=[shown(place.data)], notes=selection.notes)
 
 
 def merge(entries: Iterable[Entry]) -> list[list[Entry]]:
