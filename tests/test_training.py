@@ -414,6 +414,18 @@ def test_the_hourly_processor_learns_alone_and_stages_can_be_mixed(start: Path, 
     assert all(math.isfinite(report.loss) for report in reports)
 
 
+def test_weights_name_all_times_they_have_learnt_from(start: Path, store: Store, tmp_path: Path) -> None:
+    hourly = make_store(tmp_path / "hourly", days=4, step_hours=1)
+    one = stage("one", steps=1)
+    hours = stage("hours", steps=1, trainable=("processor:1",), data="hourly", lead_step=1, horizon=(1, 1))
+    first = run(tmp_path / "one", store.path, toy_recipe(start, one, ema=0.0))
+    second = run(tmp_path / "two", store.path, toy_recipe(first.weights, hours, ema=0.0), data={"hourly": hourly.path})
+    names = [checkpoint.read_header(path)[0].training["train"] for path in (first.weights, second.weights)]
+    (low, high), (early, late) = (made.splits["train"][0] for made in (store, hourly))
+    assert names[0] == [[str(low), str(high)]]
+    assert names[1] == sorted([[str(low), str(high)], [str(early), str(late)]])
+
+
 def test_a_preset_is_made_anew_from_the_store(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "toy", PRESET)
     generator = torch.get_rng_state()

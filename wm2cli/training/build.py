@@ -74,6 +74,13 @@ class Built:
             return None
         return dict(zip(self.model.inputs, self.blend.softmax(0).unbind(), strict=True))
 
+    def _years(self, recipe: Recipe, stores: Mapping[str, Store]) -> list[list[str]]:
+        """All times that the weights have learnt from, in any stage and before: what they must not be judged by."""
+        read = dict.fromkeys(stage.data for stage in recipe.stages)
+        ranges = [(str(first), str(last)) for name in read for first, last in stores[name].splits["train"]]
+        earlier = [(str(first), str(last)) for first, last in self.trained_before.get("train", ())]
+        return [list(pair) for pair in sorted({*earlier, *ranges})]
+
     def header(self, recipe: Recipe, stores: Mapping[str, Store], steps: int, validation: Mapping[str, Any] | None
                ) -> Header:  # fmt: skip
         """What exported weights say about themselves."""
@@ -85,7 +92,7 @@ class Built:
             "kind": "simulated" if "simulated" in kinds else main.kind,
             "recipe": recipe.name,
             "steps": steps,
-            "train": [[str(first), str(last)] for first, last in main.splits["train"]],
+            "train": self._years(recipe, stores),
             "stores": {name: store.fingerprint for name, store in stores.items()},
             "comment": recipe.comment,
             "wm2": wm2cli.__version__,
