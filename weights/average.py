@@ -1,6 +1,6 @@
 """Averages checkpoints of one run: their mean is better than each where they are good at different lead times.
 
-    python weights/average.py weeks.safetensors day.safetensors --out mean.safetensors
+python weights/average.py weeks.safetensors day.safetensors --out mean.safetensors
 """
 
 from __future__ import annotations
