@@ -149,7 +149,7 @@ def test_lead_times_are_weighted_and_latents_held(store: Store) -> None:
     squares = [latent.x.detach().square().mean().item()]
     for _ in range(2):
         latent = model.advance(latent, 6)
-        squares.append(float(latent.x.square().mean()))
+        squares.append(latent.x.detach().square().mean().item())
     assert held.item() == pytest.approx(loss.item() + 2.0 * float(np.mean(squares)), rel=1e-5)
 
 
