@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -207,16 +207,9 @@ def page(code: int = 200) -> Action:
     return status(code, b"<!DOCTYPE html><html><body>Please log in</body></html>", Content_Type="text/html")
 
 
-def close_after(count: int) -> Action:
-    """The right length in the header, then so many bytes, then nothing."""
-
+def _in_place_of_the_body(send: Callable[[Handler, bytes], None]) -> Action:
     def act(handler: Handler, found: bytes | None) -> bool:
-        def send(body: bytes) -> None:
-            handler.wfile.write(body[:count])
-            handler.wfile.flush()
-            handler.close_connection = True
-
-        handler.send_body = send  # type: ignore[method-assign]
+        handler.send_body = partial(send, handler)  # type: ignore[method-assign]
         try:
             handler.give(found or b"")
         finally:
@@ -224,47 +217,36 @@ def close_after(count: int) -> Action:
         return True
 
     return act
+
+
+def close_after(count: int) -> Action:
+    """The right length in the header, then so many bytes, then nothing."""
+    return stall_after(count, 0.0)
 
 
 def stall_after(count: int, seconds: float) -> Action:
     """So many bytes, then silence."""
 
-    def act(handler: Handler, found: bytes | None) -> bool:
-        def send(body: bytes) -> None:
-            handler.wfile.write(body[:count])
-            handler.wfile.flush()
-            time.sleep(seconds)
-            handler.close_connection = True
+    def send(handler: Handler, body: bytes) -> None:
+        handler.wfile.write(body[:count])
+        handler.wfile.flush()
+        time.sleep(seconds)
+        handler.close_connection = True
 
-        handler.send_body = send  # type: ignore[method-assign]
-        try:
-            handler.give(found or b"")
-        finally:
-            del handler.send_body
-        return True
-
-    return act
+    return _in_place_of_the_body(send)
 
 
 def drip(pieces: int, pause: float) -> Action:
     """The whole body, a little at a time."""
 
-    def act(handler: Handler, found: bytes | None) -> bool:
-        def send(body: bytes) -> None:
-            step = max(1, len(body) // pieces)
-            for here in range(0, len(body), step):
-                handler.wfile.write(body[here : here + step])
-                handler.wfile.flush()
-                time.sleep(pause)
+    def send(handler: Handler, body: bytes) -> None:
+        step = max(1, len(body) // pieces)
+        for here in range(0, len(body), step):
+            handler.wfile.write(body[here : here + step])
+            handler.wfile.flush()
+            time.sleep(pause)
 
-        handler.send_body = send  # type: ignore[method-assign]
-        try:
-            handler.give(found or b"")
-        finally:
-            del handler.send_body
-        return True
-
-    return act
+    return _in_place_of_the_body(send)
 
 
 def wrong_length(off: int) -> Action:

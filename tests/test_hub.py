@@ -281,6 +281,7 @@ def test_damage_in_the_cache_is_mended(server: Hub, cache: Path, capsys: pytest.
     path.write_bytes(good[:-2000] + bytes([good[-2000] ^ 1]) + good[-1999:])
     assert run(["weights", "verify", NAME]) == 6
     assert run([*GET, "--offline"]) == 4
+    assert f"--offline: the weights '{NAME}' are damaged" in capsys.readouterr().err
     assert path.exists()
     capsys.readouterr()
     assert run(GET) == 0

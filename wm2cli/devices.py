@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -61,15 +59,6 @@ def measure_rate(device: torch.device, precision: str) -> float:
 
     once()
     return 2.0 * size**3 / min(once() for _ in range(5))
-
-
-def host_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-        return int(text.split("MemAvailable:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def describe(device: torch.device) -> str:

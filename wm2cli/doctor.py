@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from wm2cli.machine import cores
 from wm2cli.sources import cache_folder
 
 FORMAT = 1
@@ -71,7 +72,7 @@ def _torch() -> list[Finding]:
         import torch
     except Exception as error:  # a broken wheel fails in many ways, and saying so is this command's task
         return [Finding("torch", "broken", f"cannot be imported: {error}", "pip install torch")]
-    threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    threads = f"{torch.get_num_threads()} of {cores()} cores"
     findings = [Finding("torch", "ok", torch.__version__), Finding("CPU threads", "ok", threads)]
     capability = torch.backends.cpu.get_cpu_capability()
     native = "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from wm2cli import checkpoint, weights
-from wm2cli.devices import host_memory, measure_rate, resolve_device, resolve_precision
+from wm2cli.devices import measure_rate, resolve_device, resolve_precision
 from wm2cli.errors import ResourceError
 from wm2cli.fetch import ladder_of, rows_of
 from wm2cli.forecast import (
@@ -24,6 +24,7 @@ from wm2cli.forecast import (
     refuse_untrained,
     select,
 )
+from wm2cli.machine import host_memory
 from wm2cli.paths import choose
 from wm2cli.sources import Request
 from wm2cli.writing import check_space

@@ -199,25 +199,29 @@ def get(name: str, *, cache: Path | None = None, offline: bool = False, on_progr
         CheckpointError: What came is damaged, or another file than it should be; or bundled weights are damaged.
         ResourceError: The cache cannot be written, or the disk is full.
     """
-    notes: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()
     if (here := _local(cache).get(name)) is not None:
         try:
             return replace(verify(here, on_progress), notes=(f"{name} is here already, and whole",))
         except CheckpointError as error:
             if name not in PUBLISHED:
                 raise
-            notes = (f"{error.message}: fetched again",)
+            damage = (error.message,)
     published = gettable(name)
     if offline:
-        raise RemoteError(f"--offline: the weights '{name}' are not here", hint=f"`wm2 weights get {name}` where there "
-                          "is a network, and bring its folder here with --cache or WM2_CACHE")  # fmt: skip
-    if here is not None:
-        here.unlink(missing_ok=True)
+        state = "damaged" if damage else "not here"
+        raise RemoteError(f"--offline: the weights '{name}' are {state}", problems=damage,
+                          hint=f"`wm2 weights get {name}` where there is a network, and bring its folder here with "
+                          "--cache or WM2_CACHE")  # fmt: skip
     folder = weights_folder(cache)
     target = folder / f"{name}{_SUFFIX}"
     with locked(Piece(f"weights/{name}", target.name), folder, on_progress):
-        if target.is_file():  # another run got it while this one waited
-            return verify(target, on_progress)
+        if target.is_file():
+            try:
+                return verify(target, on_progress)  # another run got it while this one waited
+            except CheckpointError:
+                target.unlink()
+        notes = tuple(f"{message}: fetched again" for message in damage)
         fetched = hub.fetch(published, folder, on_progress)
         origin = {"file": published.file, "sha256": fetched.sha256, "url": fetched.url}
         if not fetched.known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,7 +18,8 @@ from wm2cli.analysis.statics import read_static
 from wm2cli.analysis.thermodynamics import specific_humidity
 from wm2cli.errors import DataError
 from wm2cli.grid import Grid
-from wm2cli.reading.fields import Axes, Field, Inventory, Time, Values, plain_name, time_text, times_text
+from wm2cli.machine import cores
+from wm2cli.reading.fields import Field, Inventory, Time, Values, one_grid, plain_name, time_text, times_text
 from wm2cli.schema import VARIABLES, Schema, level_text, value_issues
 
 __all__ = ["Analysis", "prepare", "read_static"]
@@ -79,7 +79,7 @@ def prepare(
     moment = time.astype("datetime64[s]")
     _check_time(inventory, moment)
     work = _Preparation(Snapshot(inventory, moment, static), schema, grid, derive, extrapolate, static)
-    with inventory.reading(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with inventory.reading(), ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         return work.run(pool)
 
 
@@ -248,24 +248,9 @@ class _Preparation:
 
     def _source_grid(self) -> Grid | None:
         """The one grid all fields lie on; None with the problems noted when there is none."""
-        groups: list[tuple[Axes, list[Field]]] = []
-        for item in self.fields:
-            for axes, items in groups:
-                if axes.same_as(item.axes):
-                    items.append(item)
-                    break
-            else:
-                groups.append((item.axes, [item]))
-        if len(groups) > 1:
-            self.problems += [f"{names_text(items)}: on a grid of {axes.describe()}; all must be on the same"
-                              for axes, items in groups]  # fmt: skip
-        issues = [
-            f"{names_text(items)} on {axes.describe()}: {'; '.join(axes.issues())}"
-            for axes, items in groups
-            if axes.issues()
-        ]
+        grid, issues = one_grid(((item.axes, item) for item in self.fields), names_text)
         self.problems += issues
-        return None if issues or len(groups) != 1 else groups[0][0].grid()
+        return grid
 
     def _static_fields(self) -> dict[str, Values]:
         made: dict[str, Values] = {}

@@ -19,6 +19,7 @@ import typer
 
 from wm2cli import __version__
 from wm2cli.errors import Wm2Error
+from wm2cli.machine import size_text
 
 app = typer.Typer(
     name="wm2",
@@ -133,8 +134,8 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def size(count: float | None) -> str:
-    """Bytes for people: `5.57 GB`, `20.4 MB`."""
-    return "unknown" if count is None else f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+    """Bytes for people, if they are known: `5.57 GB`."""
+    return "unknown" if count is None else size_text(count)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

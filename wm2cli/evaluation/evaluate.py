@@ -5,7 +5,6 @@ The way of an evaluation: open -> match pairs -> one grid -> pooled sums over al
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from wm2cli.evaluation.significance import block_bootstrap
 from wm2cli.evaluation.spectra import effective_resolution_km, wavelengths_km
 from wm2cli.evaluation.thresholds import Scope, Threshold, check
 from wm2cli.grid import Grid
+from wm2cli.machine import cores, host_memory
 from wm2cli.sources import SOURCES, Progress
 
 Array = NDArray[np.float64]
@@ -210,8 +210,7 @@ def _workers(work: Work) -> int:
     one = 4 * len(work.matches.labels) * height * width * max(1, work.forecasts.members)
     # A block of the forecast, the same regridded, and truth, climatology and persistence of a time.
     held = 2 * max(one, BLOCK_BYTES) + 4 * one
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return max(1, min(os.cpu_count() or 1, len(work.matches.pairs), free // 2 // held))
+    return max(1, min(cores(), len(work.matches.pairs), host_memory() // 2 // held))
 
 
 def _spectral(labels: Sequence[str]) -> tuple[int, ...]:

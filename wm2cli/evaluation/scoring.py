@@ -320,9 +320,9 @@ def _read(work: Work, forecasts: Forecasts, init: Init, leads: Sequence[int]) ->
     low, high = bounds_of(work.matches.labels)
     for number in np.flatnonzero(((least < low) | (most > high)).reshape(-1, low.size).any(axis=0)):
         sample = values[0, ..., number, :, :]
-        middle = float(np.median(sample[np.isfinite(sample)]))
+        finite = sample[np.isfinite(sample)]
         # A forecast that went wrong in places is scored and shown by its checks; one in another unit is refused.
-        if not low[number] <= middle <= high[number]:
+        if finite.size and not low[number] <= (middle := float(np.median(finite))) <= high[number]:
             label = work.matches.labels[number]
             problems.append(f"{label} is about {middle:.6g}, possible are {low[number]:.6g} to {high[number]:.6g} "
                             f"{split_label(label)[0].units}")  # fmt: skip

@@ -24,7 +24,7 @@ from wm2cli.errors import DataError
 from wm2cli.grid import Grid
 from wm2cli.preprocessing.derived import examples
 from wm2cli.preprocessing.ranges import Range
-from wm2cli.reading.fields import Axes, Field, Inventory, plain_name, time_text, times_text
+from wm2cli.reading.fields import Field, Inventory, one_grid, plain_name, time_text, times_text
 from wm2cli.reading.series import Catalogue, Series
 from wm2cli.schema import VARIABLES, Schema, Variable, channel_label
 
@@ -437,23 +437,9 @@ class _Planner:
 
     def _source_grid(self) -> Grid | None:
         """The one grid that all series lie on; None with the problems noted when there is none."""
-        groups: list[tuple[Axes, list[Series]]] = []
-        for series in self.used.values():
-            for axes, items in groups:
-                if axes.same_as(series.axes):
-                    items.append(series)
-                    break
-            else:
-                groups.append((series.axes, [series]))
-        if not groups:
-            return None
-        issues = [f"{_whose(items)} on {axes.describe()}: {'; '.join(axes.issues())}"
-                  for axes, items in groups if axes.issues()]  # fmt: skip
-        if len(groups) > 1:
-            issues += [f"{_whose(items)}: on a grid of {axes.describe()}; all must be on the same"
-                       for axes, items in groups]  # fmt: skip
+        grid, issues = one_grid(((series.axes, series) for series in self.used.values()), _whose)
         self.problems += issues
-        return None if issues else groups[0][0].grid()
+        return grid
 
     def _static(self, grid: Grid | None) -> dict[str, NDArray[np.float32]]:
         """The static fields on a grid; without one only their problems are noted."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 from wm2cli.errors import ResourceError, UsageError
+from wm2cli.machine import cores
 
 Shared = TypeVar("Shared")
 Task = TypeVar("Task")
@@ -43,8 +43,7 @@ def run(
     if scheduler is not None:
         yield from _on_cluster(work, shared, tasks, scheduler)
         return
-    count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count()
-    pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix="preprocess")
+    pool = ThreadPoolExecutor(max_workers=workers or cores(), thread_name_prefix="preprocess")
     try:
         futures = {pool.submit(work, shared, task): number for number, task in enumerate(tasks)}
         for future in as_completed(futures):

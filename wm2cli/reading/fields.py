@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,34 @@ class Axes:
         first = (int(np.argmax(gaps)) + 1) % width if gaps.max() > 1.5 * gaps.min() else 0
         west, east = self.lon[first], self.lon[first - 1]
         return f"{height}x{width}, {rows}, longitude {west - 360.0 if west > east else west:g} to {east:g}"
+
+
+Item = TypeVar("Item")
+
+
+def one_grid(items: Iterable[tuple[Axes, Item]], whose: Callable[[Sequence[Item]], str]
+             ) -> tuple[Grid | None, list[str]]:  # fmt: skip
+    """The one global grid that all items lie on, or None with what is wrong; None alone if there are no items.
+
+    Args:
+        items: Each with the axes it is on.
+        whose: What messages call some of them.
+    """
+    groups: list[tuple[Axes, list[Item]]] = []
+    for axes, item in items:
+        for known, members in groups:
+            if known.same_as(axes):
+                members.append(item)
+                break
+        else:
+            groups.append((axes, [item]))
+    issues = []
+    if len(groups) > 1:
+        issues += [f"{whose(members)}: on a grid of {axes.describe()}; all must be on the same"
+                   for axes, members in groups]  # fmt: skip
+    issues += [f"{whose(members)} on {axes.describe()}: {'; '.join(found)}"
+               for axes, members in groups if (found := axes.issues())]  # fmt: skip
+    return None if issues or not groups else groups[0][0].grid(), issues
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm2cli.errors import DataError
+from wm2cli.machine import cores
 from wm2cli.reading.fields import Axes, Field, Inventory, SourceFile, Values
 from wm2cli.reading.inputs import kind_of, open_one, unpack
 from wm2cli.reading.netcdf import Block, Reader, version_text
@@ -398,7 +399,7 @@ def hash_files(files: Sequence[SourceFile], on_progress: Progress) -> list[tuple
     """Name and sha256 of each file as the user gave it, each once; reads all of them."""
     once = list({file.name: file for file in files}.values())
     made = []
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, cores())) as pool:
         for done, (file, digest) in enumerate(zip(once, pool.map(lambda item: item.sha256, once), strict=True), 1):
             made.append((file.name, digest))
             on_progress("hashing the inputs", done, len(once))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from wm2cli.errors import DataError
 from wm2cli.grid import Grid
+from wm2cli.machine import cores
 from wm2cli.reading.fields import Field, Inventory, time_text
 from wm2cli.schema import VARIABLES, value_issues
 from wm2cli.sources.labels import Label, label_text
@@ -49,7 +49,7 @@ def check_fields(
             problems.append(f"the grid is {axes.describe()}, expected {grid.describe()}")
         problems += [f"{item.label} is on {item.axes.describe()}, others on {axes.describe()}"
                      for item in fields if not item.axes.same_as(axes)]  # fmt: skip
-    with inventory.reading(), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with inventory.reading(), ThreadPoolExecutor(max_workers=min(4, cores())) as pool:
         for lines in pool.map(_value_problems, fields):
             problems += lines
     if problems:

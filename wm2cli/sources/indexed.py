@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ from wm2cli.sources.cache import keep, workspace
 from wm2cli.sources.checks import check_fields
 from wm2cli.sources.labels import Label, digest, grid_of, grid_text, label_text, labels_of
 from wm2cli.transfer import AbsentError, Door, Meter, UnusableError, shown
+
+Found = TypeVar("Found")
 
 _END_LENGTH = 4
 _UPLOAD_HOURS = 3.0
@@ -196,7 +199,7 @@ class Archive(ABC):
         with Door() as door:
             self._first_place(grid, time, lambda place: look(door, place))
 
-    def _first_place(self, grid: str, time: np.datetime64, get: Callable[[Place], object]) -> Path:
+    def _first_place(self, grid: str, time: np.datetime64, get: Callable[[Place], Found]) -> Found:
         failures: dict[str, Wm2Error] = {}
         dead: set[str] = set()
         for place in self.places(time, grid):
@@ -204,7 +207,7 @@ class Archive(ABC):
                 continue
             for _ in range(2):
                 try:
-                    return get(place)  # type: ignore[return-value]
+                    return get(place)
                 except (MismatchError, UnusableError) as error:
                     # The index may be older than its file, or the file was replaced: both are read anew once.
                     failures[place.data] = error

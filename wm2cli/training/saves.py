@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from wm2cli.errors import CheckpointError, ResourceError, UsageError
+from wm2cli.machine import sync
 
 FORMAT = 1
 """Format number of training checkpoints."""
@@ -66,7 +67,8 @@ def write(run: Path, step: int, state: Mapping[str, Any], score: float | None) -
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(folder)
+        # Older checkpoints are removed only when the name of the new one would survive a power cut.
+        sync(folder)
     except (OSError, RuntimeError) as error:  # torch turns some failures to write into RuntimeError
         raise ResourceError(f"the checkpoint of step {step} cannot be written: {error}",
                             hint="free some space and start again with --resume; the checkpoints before it are whole"
@@ -74,15 +76,6 @@ def write(run: Path, step: int, state: Mapping[str, Any], score: float | None) -
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Save(final, step, score)
-
-
-def _sync(folder: Path) -> None:
-    """Brings names to the disk: older checkpoints are removed only when the new one's would survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def found(run: Path) -> list[Save]:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from wm2cli.errors import ResourceError, UsageError
 from wm2cli.grid import Grid
+from wm2cli.machine import cores, size_text, sync
 from wm2cli.schema import variable
 from wm2cli.writing.chunks import MANTISSA_BITS, ChunkFile, Field, round_mantissa
 from wm2cli.writing.layout import Block, Layout
@@ -160,7 +161,7 @@ def check_space(path: Path | str, needed: int) -> int:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
-            f"{path} needs about {_size(needed)}, but {folder} has {_size(free)} free",
+            f"{path} needs about {size_text(needed)}, but {folder} has {size_text(free)} free",
             hint="write fewer variables, levels or times, or a region, or choose another folder",
         )
     return free
@@ -236,7 +237,7 @@ class ForecastWriter:
             paths=None if paths is None else tuple(paths),
         )
         self._target = _Target(self.path, overwrite)
-        self._threads = threads or _cores()
+        self._threads = threads or cores()
         self._missing = set(self._layout.leads_hours)
         # Two states wait while one is written and one is computed: memory is bounded whatever the lead time.
         self._queue: queue.Queue[_Time | None] = queue.Queue(maxsize=2)
@@ -480,10 +481,10 @@ class _Target:
 
     def publish(self) -> None:
         """Bring the data to the disk and give the file its name."""
-        _sync(self.partial)
+        sync(self.partial)
         self._refuse_existing()
         os.replace(self.partial, self.final)
-        _sync(self.final.parent)
+        sync(self.final.parent)
 
     def empty(self) -> None:
         """Give back the space of an unfinished file."""
@@ -518,7 +519,7 @@ def _storage_error(error: OSError | RuntimeError, path: Path, folder: Path, gues
         free = shutil.disk_usage(folder).free
     except OSError:
         return ResourceError(f"{path} could not be written: {reason}", hint=f"is {folder} still there?")
-    place = f"{free} bytes ({_size(free)}) are free in {folder}"
+    place = f"{free} bytes ({size_text(free)}) are free in {folder}"
     if number in (errno.ENOSPC, errno.EDQUOT) or (guess and free < _NEARLY_FULL):
         return ResourceError(
             f"the disk is full: {path} could not be written; {place}",
@@ -527,25 +528,3 @@ def _storage_error(error: OSError | RuntimeError, path: Path, folder: Path, gues
     return ResourceError(
         f"{path} could not be written: {reason}; {place}", hint="check the folder, or choose another one"
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _size(count: float) -> str:
-    """Bytes for people: 1.5 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
