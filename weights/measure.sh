@@ -1,10 +1,10 @@
 #!/bin/sh
 # Measures the bundled weights on a world they have not seen, for the model card: 24 forecasts of 14 days through 2024.
 #
-#   wm2 fetch --init 2024-01-01T00/2025-02-01T00/6h --source simulation --option seed=4 --option begins=2022-12-01 \
-#       --out world4
-#   wm2 preprocess world4 --out test.zarr --schema mini --without slt --train 2023-12 --test 2024-01-01/2025-01-31
-#   weights/measure.sh world4 test.zarr climatology.zarr forecasts [WEIGHTS]
+#   wm2 fetch --init 2024-01-01T00/2025-02-01T00/6h --source simulation --option seed=5 --option begins=2022-12-01 \
+#       --out world5
+#   wm2 preprocess world5 --out test.zarr --schema mini --without slt --train 2023-12 --test 2024-01-01/2025-01-31
+#   weights/measure.sh world5 test.zarr climatology.zarr forecasts [WEIGHTS]
 #
 # climatology.zarr is that of the training store (`wm2 preprocess --store store.zarr --climatology climatology.zarr`).
 set -eu
