@@ -39,7 +39,6 @@ from wm2cli.evaluation.results import Evaluation
 from wm2cli.grid import Grid
 from wm2cli.schema import GRAVITY, LEVELS_13, VARIABLES, standard_height, standard_temperature
 
-GRID = Grid.regular(5.625, "cells")
 UPPER = ("z", "t", "u", "v", "q")
 SURFACE = ("t2m", "d2m", "u10", "v10", "msl")
 START = np.datetime64("2022-01-01T00")
@@ -49,7 +48,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inits", type=int, default=31)
     parser.add_argument("--step", type=int, default=24, help="hours between leads")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=None, help="threads; what wm2 takes by default")
+    parser.add_argument("--degrees", type=float, default=5.625, help="resolution")
     parser.add_argument("--plain-inits", type=int, default=None, help="inits of the alternative; all by default")
     parser.add_argument("--folder", type=Path, default=None, help="where the data are written, and removed again")
     arguments = parser.parse_args()
@@ -61,8 +61,10 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     leads = np.arange(arguments.step, 337, arguments.step)
     inits = START + np.arange(arguments.inits) * np.timedelta64(24, "h")
     times = START + np.arange(0, (arguments.inits + 14) * 24 + 1, arguments.step) * np.timedelta64(1, "h")
-    write(folder, inits, leads, times, arguments.step)
-    say(f"{len(inits)} inits x {len(leads)} leads x 70 channels on {GRID.describe()}")
+    grid = Grid.regular(arguments.degrees, "cells")
+    write(folder, grid, inits, leads, times, arguments.step)
+    os.sync()  # or what is written to the disk meanwhile would be timed as well
+    say(f"{len(inits)} inits x {len(leads)} leads x 70 channels on {grid.describe()}")
     reading, _ = timed("reading every chunk", lambda: read_all(folder / "forecast.zarr"))
     ours, evaluation = timed("wm2 evaluate", lambda: score(folder, "forecast.zarr", arguments.workers))
     some = min(arguments.plain_inits or arguments.inits, arguments.inits)
@@ -74,7 +76,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         part, evaluation = timed(f"wm2 evaluate, {some} inits",
                                  lambda: score(folder, "part.zarr", arguments.workers))  # fmt: skip
     loading, (truth, climatology) = timed("loading truth and climatology for the expressions", lambda: load(folder))
-    theirs, plainly = timed(f"xarray expressions, {some} inits", lambda: plain(folder, some, truth, climatology))
+    theirs, plainly = timed(f"xarray expressions, {some} inits", lambda: plain(folder, grid, some, truth, climatology))
     for name in ("rmse", "mae", "bias", "acc", "activity"):
         ours_z = evaluation.table(name)[:, evaluation.labels.index("z500")]
         theirs_z = plainly["forecast"][name]["z"].sel(level=500).transpose("lead_time", "region").values
@@ -82,8 +84,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     # Truth and climatology are loaded once whatever the number of inits; the rest is linear in it.
     whole = {kind: loading[kind] + theirs[kind] * arguments.inits / some for kind in theirs}
     return {
-        "inits": arguments.inits, "leads": len(leads), "channels": 70, "grid": GRID.describe(),
-        "workers": arguments.workers, "reading": reading, "evaluate": ours,
+        "inits": arguments.inits, "leads": len(leads), "channels": 70, "grid": grid.describe(),
+        "workers": arguments.workers or "default", "reading": reading, "evaluate": ours,
         "same_inits": {
             "inits": some, "evaluate": part, "xarray": {kind: loading[kind] + theirs[kind] for kind in theirs},
             "ratio": {kind: round(part[kind] / (loading[kind] + theirs[kind]), 4) for kind in theirs},
@@ -99,7 +101,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def score(folder: Path, name: str, workers: int) -> Evaluation:
+def score(folder: Path, name: str, workers: int | None) -> Evaluation:
     return evaluate(Options((folder / name,), truth=(str(folder / "truth.zarr"),),
                             climatology=folder / "climatology.zarr", workers=workers))  # fmt: skip
 
@@ -112,7 +114,8 @@ def load(folder: Path) -> tuple[xr.Dataset, xr.Dataset]:
     return truth, climatology
 
 
-def plain(folder: Path, some: int, truth: xr.Dataset, climatology: xr.Dataset) -> dict[str, dict[str, xr.Dataset]]:
+def plain(folder: Path, grid: Grid, some: int, truth: xr.Dataset, climatology: xr.Dataset
+          ) -> dict[str, dict[str, xr.Dataset]]:  # fmt: skip
     """The scores as a careful user of xarray writes them: everything loaded, expressions over whole arrays."""
     stored = xr.open_zarr(folder / "forecast.zarr", chunks=None, consolidated=False)
     forecast = stored.isel(init_time=slice(some)).load()
@@ -120,11 +123,11 @@ def plain(folder: Path, some: int, truth: xr.Dataset, climatology: xr.Dataset) -
     observed = truth.sel(time=valid).drop_vars("time")
     normal = climatology.sel(hour=valid.dt.hour, dayofyear=valid.dt.dayofyear).drop_vars(["hour", "dayofyear"])
     held = truth.sel(time=forecast.init_time).drop_vars("time")
-    regions = Regions.on(GRID)
+    regions = Regions.on(grid)
     masks = np.stack(
         [(rows[:, None] * regions.masks[mask]) for rows, mask in zip(regions.rows, regions.which, strict=True)]
     )
-    places = {"region": list(regions.names), "latitude": GRID.lat, "longitude": GRID.lon}
+    places = {"region": list(regions.names), "latitude": grid.lat, "longitude": grid.lon}
     weights = xr.DataArray(masks, places, ("region", "latitude", "longitude"))
     made = {}
     for system, values in (("forecast", forecast), ("persistence", held), ("climatology", normal)):
@@ -148,13 +151,13 @@ def scores(values: xr.Dataset, truth: xr.Dataset, normal: xr.Dataset, weights: x
     }  # fmt: skip
 
 
-def write(folder: Path, inits: Any, leads: Any, times: Any, step: int) -> None:
+def write(folder: Path, grid: Grid, inits: Any, leads: Any, times: Any, step: int) -> None:
     """Random fields around the standard atmosphere, a chunk a time."""
     random = np.random.default_rng(1)
     axes: dict[str, Any] = {
         "level": ("level", list(LEVELS_13), {"units": "hPa"}),
-        "latitude": GRID.lat,
-        "longitude": GRID.lon,
+        "latitude": grid.lat,
+        "longitude": grid.lon,
     }
     leading = {
         "truth": {"time": times},
@@ -167,7 +170,7 @@ def write(folder: Path, inits: Any, leads: Any, times: Any, step: int) -> None:
         group = zarr.open_group(folder / f"{kind}.zarr")
         shape = tuple(len(values) for values in first.values())
         for name in (*UPPER, *SURFACE):
-            space = (13, *GRID.shape) if name in UPPER else GRID.shape
+            space = (13, *grid.shape) if name in UPPER else grid.shape
             dims = (*first, *(("level",) if name in UPPER else ()), "latitude", "longitude")
             array = group.create_array(
                 name, shape=(*shape, *space), chunks=(*(1,) * len(shape), *space), dtype="float32",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -213,3 +215,41 @@ def test_a_second_run_is_kept_out(tmp_path: Path) -> None:
 def test_reading_a_store_loads_no_torch() -> None:
     code = "import sys, wm2cli.store, wm2cli.preprocessing.target; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_near_store_reads_by_threads_once_it_has_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zarr
+    from zarr.storage import LocalStore
+
+    from wm2cli.reading.near_store import NearStore
+
+    values = np.arange(64.0)
+    zarr.create_array(tmp_path / "a", shape=(64,), chunks=(1,), dtype="f8")[:32] = values[:32]
+    threads: list[int] = []
+    to_thread = asyncio.to_thread
+
+    async def count(function: Any, *rest: Any) -> Any:
+        if function.__name__ == "_get":
+            threads.append(1)
+        return await to_thread(function, *rest)
+
+    monkeypatch.setattr(asyncio, "to_thread", count)
+    store = NearStore(tmp_path / "a")
+    array: Any = zarr.open_array(store, mode="r")
+    expected = np.where(values < 32, values, 0.0)  # a chunk that is not there holds the fill value
+    np.testing.assert_array_equal(array[:], expected)
+    assert not threads
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(array))[:], expected)  # noqa: S301
+    assert not threads
+    near = LocalStore.get_sync
+
+    def far(self: LocalStore, *rest: Any, **named: Any) -> Any:
+        time.sleep(0.002)
+        return near(self, *rest, **named)
+
+    monkeypatch.setattr(LocalStore, "get_sync", far)
+    np.testing.assert_array_equal(array[:], expected)
+    assert 32 < len(threads) < 64
+    np.testing.assert_array_equal(array[:8], expected[:8])
+    with pytest.raises(ValueError, match="read-only"):
+        array[:] = 1.0

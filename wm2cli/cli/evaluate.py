@@ -93,7 +93,9 @@ def evaluate(
             help="Exit code 10 when a score crosses: 'rmse:z500@24h>60'; several may be given.", show_default=False
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads (default all cores).", show_default=False)] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads (default all cores; one on coarse grids).", show_default=False)
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a dask scheduler to run on.", show_default=False)
     ] = None,

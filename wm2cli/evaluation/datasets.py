@@ -384,8 +384,12 @@ def _open(path: Path) -> xr.Dataset:
             )
             import zarr
 
+            from wm2cli.reading.near_store import NearStore
+
             with zarr.config.set({"codec_pipeline.batch_size": _chunks_at_once(path)}):
-                stored: xr.Dataset = xr.open_zarr(path, chunks=None, decode_timedelta=True, consolidated=both)
+                stored: xr.Dataset = xr.open_zarr(
+                    NearStore(path), chunks=None, decode_timedelta=True, consolidated=both
+                )
             return stored
         return xr.open_dataset(path, engine="netcdf4", decode_timedelta=True, cache=False)
     except (OSError, RuntimeError, ValueError, KeyError) as error:

@@ -43,6 +43,11 @@ from wm2cli.sources import SOURCES, Progress
 
 Array = NDArray[np.float64]
 
+_WORTH_THREADS = 4 * 2**20
+"""Bytes of a forecast's fields at one time from which on threads are faster than one alone. Below that they mostly wait
+for the interpreter: 70 channels on 5.625 degrees (0.6 MB) lose a fifth with two, on 1.5 degrees (8 MB) they gain a
+fifth (`benchmarks/evaluate.py --workers 1` and `2`)."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -61,7 +66,7 @@ class Options:
         skip_missing: Leave out cells with missing values.
         thresholds: What will be asked of the scores; refused before any work if it names what is not evaluated.
         maps: Keep maps of error and bias, for a report.
-        workers: Threads; as many as there are cores by default.
+        workers: Threads; by default as many as there are cores, and one on coarse grids, where that is faster.
         scheduler: Address of a dask scheduler.
         command_line: For the metadata.
     """
@@ -205,9 +210,11 @@ def _sources() -> list[str]:
 
 
 def _workers(work: Work) -> int:
-    """One thread a core, but no more than memory and inits allow."""
+    """One thread a core, but no more than memory and inits allow, and one alone where several would be slower."""
     height, width = work.forecasts.grid.shape
     one = 4 * len(work.matches.labels) * height * width * max(1, work.forecasts.members)
+    if one < _WORTH_THREADS:
+        return 1
     # A block of the forecast, the same regridded, and truth, climatology and persistence of a time.
     held = 2 * max(one, BLOCK_BYTES) + 4 * one
     return max(1, min(cores(), len(work.matches.pairs), host_memory() // 2 // held))
