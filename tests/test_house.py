@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "wm2cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"errors"},
+    {"errors", "machine"},
     {"schema", "grid", "config", "recipes"},
     {"bundled", "settings"},
     {"forcings", "reading", "transfer", "writing"},

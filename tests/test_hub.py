@@ -72,14 +72,14 @@ def test_weights_come_by_name_and_are_used_by_name(
     assert run([*GET, "--plan"]) == 0
     streams = capsys.readouterr()
     assert (
-        f"{len(body) / 1e6:.3g} MB from https://huggingface.co/owner/Toy/blob/main/{FILE}, licence MIT" in streams.err
+        f"{len(body) / 1e3:.3g} kB from https://huggingface.co/owner/Toy/blob/main/{FILE}, licence MIT" in streams.err
     )
     assert server.log == []
     assert run(GET) == 0
     streams = capsys.readouterr()
     path = cache / "weights" / f"{NAME}.safetensors"
     assert streams.out == f"{path}\n"
-    assert streams.err.startswith(f"note: {NAME}: {len(body) / 1e6:.3g} MB from")
+    assert streams.err.startswith(f"note: {NAME}: {len(body) / 1e3:.3g} kB from")
     assert left(cache) == [path.name]
     header, _ = checkpoint.read_header(path)
     assert (header.name, header.licence, header.trained) == (NAME, "MIT", True)

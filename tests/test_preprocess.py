@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -696,16 +697,19 @@ def test_a_plan_shows_what_would_be_made_and_makes_nothing(folder: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["preprocess", str(folder), "--out", str(tmp_path / "store"), "--variables", ",".join(NAMES),
                  "--levels", "500,850", "--train", "2019-12-29/2020-01-03", "--validation", "2020-01-04"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["/somewhere/wm2", *arguments])
     assert run([*arguments, "--plan", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["times"] == 40
     assert run([*arguments, "--plan"]) == 0
     assert "40, 2019-12-29T00 to 2020-01-07T18 every 6 h" in capfd.readouterr().out
     assert run(arguments) == 0
     assert capfd.readouterr().out == f"{tmp_path / 'store'}\n"
-    assert open_store(tmp_path / "store").provenance["command_line"].startswith("wm2 ")
+    assert open_store(tmp_path / "store").provenance["command_line"] == shlex.join(["wm2", *arguments])
     assert run([*arguments, "--dtype", "float32"]) == 2
     assert run([*arguments, "--test", "2020-01-04", "--overwrite"]) == 3
     captured = capfd.readouterr()

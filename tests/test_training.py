@@ -164,7 +164,7 @@ def test_each_lead_time_is_compared_with_its_own_truth(store: Store) -> None:
             truth = batch.targets[lead]
             assert np.array_equal(truth.time, latent.time)
             expected = difference(model.decode_normalized(latent), model.normalize(truth), weights_of(store), "l1")
-            assert parts[lead] == pytest.approx(float(expected), rel=1e-6)
+            assert parts[lead] == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 def test_the_error_of_persistence_by_hand(store: Store) -> None:
