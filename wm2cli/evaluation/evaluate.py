@@ -44,9 +44,9 @@ from wm2cli.sources import SOURCES, Progress
 Array = NDArray[np.float64]
 
 _WORTH_THREADS = 4 * 2**20
-"""Bytes of a forecast's fields at one time from which on threads are faster than one alone. Below that they mostly wait
-for the interpreter: 70 channels on 5.625 degrees (0.6 MB) lose a fifth with two, on 1.5 degrees (8 MB) they gain a
-fifth (`benchmarks/evaluate.py --workers 1` and `2`)."""
+"""Bytes of a forecast's fields at one time from which on threads are worth while. Below that they mostly wait for the
+interpreter: of 70 channels on 5.625 degrees (0.6 MB) two threads score fewer a second than one, on 1.5 degrees (8 MB)
+as many (`benchmarks/evaluate.py --workers`)."""
 
 
 @dataclass(frozen=True)
