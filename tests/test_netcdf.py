@@ -13,11 +13,13 @@ import xarray as xr
 from weather import GROUND, LAT, LEVELS, LON, TIME, UPPER, weather, write_cds_new, write_cds_old
 
 from wm2cli.errors import DataError
+from wm2cli.grid import Grid
 from wm2cli.reading.fields import Field, Inventory, SourceFile
 from wm2cli.reading.netcdf import open_netcdf
 from wm2cli.reading.netcdf_classic import classic_size
 from wm2cli.reading.units import conversion, rate_factor, spelled, to_hpa
 from wm2cli.schema import VARIABLES
+from wm2cli.writing.canonical import write_fields
 
 HOUR = np.timedelta64(1, "h")
 
@@ -335,6 +337,17 @@ def test_how_values_stand_for_a_window(tmp_path: Path) -> None:
     assert "'time: standard_deviation', which is not understood" in daily.problems["t2m"][0]
     odd = opened(write_cds_new(tmp_path / "b.nc", ("t2m",), step_type="avgua"))
     assert "is given as 'avgua'" in odd.problems["t2m"][0]
+
+
+def test_what_wm2_writes_says_its_windows(tmp_path: Path) -> None:
+    grid = Grid.regular(22.5, "cells")
+    fields = {name: np.zeros((1, *grid.shape), np.float32) for name in ("t2m", "lsp", "lsp_6h", "mx2t")}
+    write_fields(tmp_path / "own.nc", times=np.array([TIME]), grid=grid, levels=(500.0,), attributes={}, fields=fields)
+    inventory = opened(tmp_path / "own.nc")
+    assert sorted((found.variable, found.statistic, found.window_hours) for found in inventory.fields) == [
+        ("lsp", "sum", 1.0), ("lsp", "sum", 6.0), ("mx2t", "maximum", 1.0), ("t2m", "point", 0.0),
+    ]  # fmt: skip
+    assert not inventory.notes
 
 
 # Members and versions.

@@ -150,7 +150,7 @@ def test_the_file_says_what_it_is(tmp_path: Path, fake: type[FakeWorld]) -> None
         hours = data["time"][:].data // 3600
         assert (len(hours), hours[1] - hours[0]) == (28 * 4, 6)
         assert data["t"].units == "K"
-        assert data["lsp_6h"].cell_methods == "time: sum (interval: 6 hours)"
+        assert data["lsp_6h"].cell_methods == "time: sum (comment: of the 6 h before)"
 
 
 def test_what_was_made_is_found_again(tmp_path: Path, fake: type[FakeWorld]) -> None:

@@ -51,6 +51,8 @@ _STEP_TYPES: Mapping[str, Statistic] = {
 _CELL_METHODS: Mapping[str, Statistic] = {
     "point": "point", "sum": "sum", "mean": "mean", "maximum": "maximum", "minimum": "minimum",
 }  # fmt: skip
+_SAID_WINDOW = re.compile(r"\bcomment: of the (\d+) h before\b")
+"""As `wm2cli.writing.canonical` says it; an `interval` would be that between samples (CF-1.11, section 7.3.2)."""
 _ALONG = ("time", "reference", "step", "member", "version", "level")
 """Roles of the dimensions that a field is one place along."""
 
@@ -354,6 +356,8 @@ class Reader:
             statistic = _STEP_TYPES[step_type]
         elif in_time is not None:
             statistic = _CELL_METHODS[in_time[1]]
+        if window is None and (said := _SAID_WINDOW.search(methods)):
+            window = float(said[1])
         if statistic != "point" and window is None and known.statistic != "point":
             window = float(known.window_hours)
             self.notes[

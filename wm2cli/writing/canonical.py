@@ -91,6 +91,7 @@ def _write(
             if known.standard_name:
                 made.standard_name = known.standard_name
             if known.statistic != "point":
-                made.cell_methods = f"time: {known.statistic} (interval: {known.window_hours} hours)"
+                # Bounds would say it, but one time axis cannot have those of 1 h and of 6 h.
+                made.cell_methods = f"time: {known.statistic} (comment: of the {known.window_hours} h before)"
             bits = keep_bits.get(name, min(known.keep_bits, MANTISSA_BITS)) if rounded else MANTISSA_BITS
             made[...] = round_mantissa(np.asarray(values, np.float32), bits)
