@@ -6,7 +6,6 @@ import asyncio
 import pickle
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -233,7 +232,17 @@ def test_a_near_store_reads_by_threads_once_it_has_to_wait(tmp_path: Path, monke
             threads.append(1)
         return await to_thread(function, *rest)
 
+    # A clock of its own: on a busy machine every chunk may be slow.
+    now, wait, near = 0.0, 1e-4, LocalStore.get_sync
+
+    def get_sync(self: LocalStore, *rest: Any, **named: Any) -> Any:
+        nonlocal now
+        now += wait
+        return near(self, *rest, **named)
+
     monkeypatch.setattr(asyncio, "to_thread", count)
+    monkeypatch.setattr("wm2cli.reading.near_store.perf_counter", lambda: now)
+    monkeypatch.setattr(LocalStore, "get_sync", get_sync)
     store = NearStore(tmp_path / "a")
     array: Any = zarr.open_array(store, mode="r")
     expected = np.where(values < 32, values, 0.0)  # a chunk that is not there holds the fill value
@@ -241,13 +250,7 @@ def test_a_near_store_reads_by_threads_once_it_has_to_wait(tmp_path: Path, monke
     assert not threads
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(array))[:], expected)  # noqa: S301
     assert not threads
-    near = LocalStore.get_sync
-
-    def far(self: LocalStore, *rest: Any, **named: Any) -> Any:
-        time.sleep(0.002)
-        return near(self, *rest, **named)
-
-    monkeypatch.setattr(LocalStore, "get_sync", far)
+    wait = 2e-3
     np.testing.assert_array_equal(array[:], expected)
     assert 32 < len(threads) < 64
     np.testing.assert_array_equal(array[:8], expected[:8])

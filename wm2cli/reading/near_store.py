@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from zarr.storage import LocalStore
@@ -33,7 +33,7 @@ class NearStore(LocalStore):
         """Bytes of a key or a part of them, or None; see zarr's `Store.get`."""
         if self._wait > _AT_ONCE_S:
             return await super().get(key, prototype, byte_range)
-        started = time.perf_counter()
+        started = perf_counter()
         found = self.get_sync(key, prototype=prototype, byte_range=byte_range)
-        self._wait += 0.1 * (time.perf_counter() - started - self._wait)
+        self._wait += 0.1 * (perf_counter() - started - self._wait)
         return found
