@@ -461,6 +461,21 @@ def test_missing_cells(folder: Path, tmp_path: Path) -> None:
     assert "left out" in found.metadata["rules"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_field_that_is_infinite_everywhere_is_shown(folder: Path, tmp_path: Path) -> None:
+    """It is no field in another unit, which would be refused."""
+    with xr.open_dataset(folder / "forecast.nc") as data:
+        made = data.load()
+    made["t2m"].values[0] = np.inf
+    save(made, tmp_path / "forecast.nc")
+    found = evaluate(options(tmp_path, "forecast.nc", truth=(str(folder / "truth.nc"),), climatology=None,
+                             skip_missing=True))  # fmt: skip
+    cells = made["t2m"].values[0].size
+    assert found.checks["not_finite"][0] == cells
+    assert np.isnan(found.value("rmse", "t2m", found.leads[0]))
+    assert np.isfinite(found.value("rmse", "t2m", found.leads[-1]))
+
+
 def _without_steps(made: xr.Dataset) -> xr.Dataset:
     return made.assign_coords(time=made.time + np.timedelta64(3, "h"))
 

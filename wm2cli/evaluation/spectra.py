@@ -43,7 +43,8 @@ def zonal_spectrum(values: NDArray[np.floating[Any]], lat: Array) -> Array:
         (..., H, W // 2 + 1) in the square of the values' unit times m, for wavenumbers 0, 1, 2 ...
     """
     width = values.shape[-1]
-    power = np.abs(np.fft.rfft(np.asarray(values, np.float64), axis=-1) / width) ** 2
+    with np.errstate(invalid="ignore"):  # what is not finite has no spectrum, and is told by the checks
+        power = np.abs(np.fft.rfft(np.asarray(values, np.float64), axis=-1) / width) ** 2
     doubled = slice(1, -1 if width % 2 == 0 else None)
     power[..., doubled] *= 2.0
     return np.asarray(power * circumference(lat)[:, None])
