@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+from wm2cli.machine import cores
+
 # Before torch looks at it: processes of tests that share the cores must not each start a thread for every core, which
 # then wait for one another.
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
 
 from collections.abc import Iterator
 from pathlib import Path

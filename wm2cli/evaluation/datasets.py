@@ -27,6 +27,8 @@ from wm2cli.schema import VARIABLES, Variable, level_text
 if TYPE_CHECKING:
     import xarray as xr
 
+    from wm2cli.reading.near_store import NearStore
+
 Values = NDArray[np.floating[Any]]
 Axis = Role | Literal["hour", "dayofyear"]
 Times = NDArray[np.datetime64]
@@ -359,11 +361,11 @@ def _compact(numbers: list[int]) -> slice | list[int]:
     return numbers
 
 
-def _chunks_at_once(path: Path) -> int:
+def _chunks_at_once(store: NearStore) -> int:
     """Chunks of a Zarr store that are decoded together: zarr takes one by one, which costs more than their reading."""
     import zarr
 
-    arrays = [array for _, array in zarr.open_group(path, mode="r").arrays()]
+    arrays = [array for _, array in zarr.open_group(store, mode="r").arrays()]
     largest = max((math.prod(array.chunks) * array.dtype.itemsize for array in arrays), default=1)
     return max(1, min(64, _DECODED_BYTES // largest))
 
@@ -386,10 +388,9 @@ def _open(path: Path) -> xr.Dataset:
 
             from wm2cli.reading.near_store import NearStore
 
-            with zarr.config.set({"codec_pipeline.batch_size": _chunks_at_once(path)}):
-                stored: xr.Dataset = xr.open_zarr(
-                    NearStore(path), chunks=None, decode_timedelta=True, consolidated=both
-                )
+            store = NearStore(path)
+            with zarr.config.set({"codec_pipeline.batch_size": _chunks_at_once(store)}):
+                stored: xr.Dataset = xr.open_zarr(store, chunks=None, decode_timedelta=True, consolidated=both)
             return stored
         return xr.open_dataset(path, engine="netcdf4", decode_timedelta=True, cache=False)
     except (OSError, RuntimeError, ValueError, KeyError) as error:

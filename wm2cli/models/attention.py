@@ -175,7 +175,7 @@ def _natten_attention(q: Tensor, k: Tensor, v: Tensor, window: Sizes) -> Tensor:
     sizes = tuple(size for size in window if size > 1)
     try:
         out: Tensor = getattr(natten, f"na{len(sizes)}d")(*folded, kernel_size=sizes)
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, ValueError) as error:  # natten's refusals: no kernel, or not for these sizes
         raise ResourceError(
             f"natten cannot attend {q.dtype} with head_dim {q.shape[-1]} on {q.device}: {error}",
             hint="leave the attention backend at auto",

@@ -159,7 +159,7 @@ def unpack(file: SourceFile) -> list[SourceFile]:
                 found.append(SourceFile(target, label, archive=file.path, keep=folder))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{file.label} is a damaged ZIP archive: {error}", hint="get it again") from error
-    except (NotImplementedError, RuntimeError) as error:  # zipfile's words for a method or a password it lacks
+    except RuntimeError as error:  # zipfile's word for a method (NotImplementedError) or a password it lacks
         raise DataError(f"{file.label} cannot be unpacked: {error}", hint="unpack it and give its files") from error
     except OSError as error:
         raise ResourceError(
